@@ -1,0 +1,92 @@
+"""Writing files so that nothing of the user's is ever lost.
+
+A file appears under its name complete or not at all: it is written under a temporary name beside it and then linked or
+renamed. An existing file is never overwritten unless it is ours to replace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from yolo_prune.errors import OutputError
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise `OutputError` if `path` exists: to be called before long work, not only at its end."""
+    if path.exists() or path.is_symlink():
+        raise OutputError(
+            f"output '{path}' already exists",
+            expected="a path where nothing stands yet: files are never overwritten",
+            remedy="choose another name or move the old file away",
+        )
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; on success it becomes `path`, on failure it vanishes.
+
+    Args:
+        path: Where the finished file shall stand. Missing parent folders are made.
+        replace: Allow an earlier file of that name to be replaced (records and stage files of our own).
+
+    Raises:
+        OutputError: `path` exists and `replace` is false, the folder cannot be written, or the disk is full.
+    """
+    if not replace:
+        refuse_existing(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)  # mkstemp makes private files; a result is an ordinary one
+        if replace:
+            temporary.replace(path)
+        else:
+            _claim(temporary, path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write '{path}': {error.strerror or error}",
+            expected="a writable folder with room for the file",
+            remedy="choose another output path or free space; nothing was left behind",
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _claim(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, failing if the name was taken meanwhile (a hard link is atomic and exclusive)."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        refuse_existing(path)
+    except OSError:  # file systems without hard links (exFAT on an SD card)
+        refuse_existing(path)
+        temporary.replace(path)
+
+
+def write_json(path: Path, value: Any, *, replace: bool = False) -> None:
+    """Write `value` as indented JSON through `new_file`."""
+    with new_file(path, replace=replace) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

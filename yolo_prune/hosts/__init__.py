@@ -1,0 +1,1 @@
+"""The only code that knows a host (Ultralytics, later classic YOLOv5)."""
