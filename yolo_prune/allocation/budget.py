@@ -1,0 +1,129 @@
+"""Choose how many channels stay where, for a target in MACs or parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from yolo_prune.allocation.constraints import Constraints, WidthSolver
+from yolo_prune.allocation.paths import PATHS, Path
+from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
+from yolo_prune.errors import ConfigError, InfeasibleTargetError
+from yolo_prune.importance import FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the slim model may cost.
+
+    Attributes:
+        unit: What is counted.
+        ratio: Fraction of the dense model's cost that is kept, in (0, 1).
+        imgsz_px: Image side at which MACs are counted.
+    """
+
+    unit: Literal["macs", "params"]
+    ratio: float
+    imgsz_px: int = 640
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ratio, (int, float)) or not 0.0 < self.ratio < 1.0:
+            raise ConfigError(
+                f"target_{self.unit}={self.ratio}",
+                expected="a number above 0 and below 1: the fraction that is kept",
+                remedy=f"target_{self.unit}=0.5 keeps half",
+            )
+
+    def cost(self, graph: ChannelGraph, kept: IntArray) -> float:
+        """Return the cost at kept widths, in MACs or parameters."""
+        if self.unit == "macs":
+            return float(graph.cost.macs(kept, imgsz_px=self.imgsz_px))
+        return float(graph.cost.params(kept))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """How a budget is met.
+
+    Attributes:
+        path: `global` ranks all channels of the network together; `uniform` takes the same fraction everywhere.
+        constraints: Floors and multiples.
+    """
+
+    path: str = "global"
+    constraints: Constraints = field(default_factory=Constraints)
+
+    def __post_init__(self) -> None:
+        if self.path not in PATHS:
+            raise ConfigError(f"allocation={self.path}", expected=f"one of {', '.join(PATHS)}")
+
+
+def allocate(graph: ChannelGraph, scores: FloatArray, budget: Budget, allocation: Allocation) -> BoolArray:
+    """Choose the kept channels.
+
+    Args:
+        graph: The channel graph.
+        scores: One score per channel, shape (channels,); the lowest of each group go first.
+        budget: What the slim model may cost.
+        allocation: How the budget is met.
+
+    Returns:
+        Keep mask of shape (channels,), within the budget.
+
+    Raises:
+        InfeasibleTargetError: The floors do not allow the target; the message names the smallest reachable one.
+    """
+    unscored = np.array([not np.isfinite(scores[group.channels]).all() for group in graph.groups])
+    solver = WidthSolver(graph, allocation.constraints, whole=unscored)
+    limit = budget.ratio * budget.cost(graph, graph.widths())
+    _require_reachable(graph, budget, solver, limit)
+    path: Path = PATHS[allocation.path](graph, scores)
+    return _lowest_go(graph, scores, _meet(graph, budget, solver, path, limit))
+
+
+def _require_reachable(graph: ChannelGraph, budget: Budget, solver: WidthSolver, limit: float) -> None:
+    smallest = budget.cost(graph, solver.smallest())
+    if smallest > limit:
+        reachable = np.ceil(smallest / budget.cost(graph, graph.widths()) * 1e4) / 1e4
+        raise InfeasibleTargetError(
+            f"target_{budget.unit}={budget.ratio} cannot be reached within the floors",
+            expected=f"at least {reachable:.4f}, the smallest that min_channels, max_fraction and round_to allow",
+            remedy="raise the target, or lower min_channels and round_to or raise max_fraction",
+        )
+
+
+def _meet(graph: ChannelGraph, budget: Budget, solver: WidthSolver, path: Path, limit: float) -> IntArray:
+    """Bisect for the first step within the limit, then give back what still fits."""
+    low, high = 0, path.steps  # the cost at `low` is above the limit, at `high` within it
+    while high - low > 1:
+        middle = (low + high) // 2
+        if budget.cost(graph, solver.settle(path.wish(middle))) > limit:
+            low = middle
+        else:
+            high = middle
+    return _give_back(graph, budget, solver, limit, solver.settle(path.wish(high)), solver.settle(path.wish(low)))
+
+
+def _give_back(
+    graph: ChannelGraph, budget: Budget, solver: WidthSolver, limit: float, kept: IntArray, before: IntArray
+) -> IntArray:
+    """Restore, one tied set at a time, the widths of the step before where the budget still allows it.
+
+    Rounding makes many groups step at once, so the first step within the limit may lie well below it.
+    """
+    for component in np.unique(solver.component[before > kept]):
+        candidate = np.where(solver.component == component, before, kept)
+        if budget.cost(graph, candidate) <= limit:
+            kept = candidate
+    return kept
+
+
+def _lowest_go(graph: ChannelGraph, scores: FloatArray, kept: IntArray) -> BoolArray:
+    """Keep the best-scored channels of each group; equal scores favour the lower channel number."""
+    keep = np.zeros(graph.channel_count, dtype=bool)
+    for group, width in zip(graph.groups, kept, strict=True):
+        order = np.argsort(-scores[group.channels], kind="stable")
+        keep[group.channels[order[:width]]] = True
+    return keep

@@ -1,0 +1,62 @@
+"""Ways from the dense model to an empty one; a budget picks the place on the way.
+
+A path has steps 0..n; at step k it wishes a width for every group, never larger than at step k - 1.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from yolo_prune.channels import ChannelGraph, IntArray
+from yolo_prune.importance import FloatArray
+
+
+class Path(Protocol):
+    """A monotone family of wishes.
+
+    Attributes:
+        steps: Number of the last step.
+    """
+
+    steps: int
+
+    def wish(self, step: int) -> FloatArray:
+        """Return the wished width of every group at a step, shape (groups,)."""
+        ...
+
+
+class GlobalThreshold:
+    """Step k removes the k channels with the lowest scores of the whole network (Network Slimming, section 3)."""
+
+    def __init__(self, graph: ChannelGraph, scores: FloatArray) -> None:
+        free = [(graph.groups[index].channels, index) for index in graph.free_groups()]
+        channels = np.concatenate([np.zeros(0, dtype=np.int64), *(channels for channels, _ in free)])
+        owners = np.repeat([index for _, index in free], [len(channels) for channels, _ in free]).astype(np.int64)
+        # Equal scores fall in order of the channel number, so that a plan is the same on every machine.
+        self._owners: IntArray = owners[np.lexsort((channels, scores[channels]))]
+        self._widths = graph.widths()
+        self.steps = len(self._owners)
+
+    def wish(self, step: int) -> FloatArray:
+        """Return the widths that are left of every group."""
+        removed = np.bincount(self._owners[:step], minlength=len(self._widths))
+        return (self._widths - removed).astype(np.float64)
+
+
+class Uniform:
+    """Step k removes the same fraction k / steps of every group."""
+
+    steps = 10_000
+
+    def __init__(self, graph: ChannelGraph, scores: FloatArray) -> None:  # noqa: ARG002  # one signature for all paths
+        self._widths = graph.widths()
+
+    def wish(self, step: int) -> FloatArray:
+        """Return the scaled width of every group."""
+        return self._widths * (1.0 - step / self.steps)
+
+
+PATHS: dict[str, type[GlobalThreshold] | type[Uniform]] = {"global": GlobalThreshold, "uniform": Uniform}
+"""Every allocation by the name that the user types."""

@@ -1,0 +1,136 @@
+"""Settings from `key=value` words and YAML files into typed dataclasses.
+
+The schema of a command is a dataclass; OmegaConf checks types. Unknown keys are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from yolo_prune.errors import ConfigError
+
+Schema = TypeVar("Schema")
+
+
+def setting(default: Any = MISSING, *, help: str, unit: str = "") -> Any:  # noqa: A002  # the field's word
+    """Declare a field of a schema.
+
+    Args:
+        default: Its default; without one the field is required.
+        help: One line for `--help`.
+        unit: Unit of the value, if it has one.
+    """
+    metadata = {"help": help, "unit": unit}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def parse(
+    schema: type[Schema], words: Sequence[str], *, passed_on: Iterable[str] = ()
+) -> tuple[Schema, dict[str, Any]]:
+    """Read `key=value` words.
+
+    Args:
+        schema: Dataclass that describes the settings.
+        words: The words; values are read as YAML.
+        passed_on: Further keys that are allowed and handed back untouched (the host's own).
+
+    Returns:
+        The settings, and what is passed on.
+
+    Raises:
+        ConfigError: Not key=value, an unknown key, a value of a wrong type, or a required key that is missing.
+    """
+    values = dict(_split(word) for word in words)
+    own = {field.name for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    others = {key: values.pop(key) for key in list(values) if key.partition(".")[0] not in own and key in set(passed_on)}
+    require_known(values, {*own, *passed_on})
+    dotted = [f"{key}={value}" for key, value in values.items()]
+    return structured(schema, OmegaConf.from_dotlist(dotted)), {k: _yaml_value(k, v) for k, v in others.items()}
+
+
+def load(schema: type[Schema], path: Path, words: Sequence[str]) -> Schema:
+    """Read a YAML file and lay `key=value` words (dots reach inside) over it.
+
+    Raises:
+        ConfigError: As in `parse`, or the file cannot be read.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read '{path}': {error}", expected="a YAML file of settings") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"'{path}' holds a {type(content).__name__}", expected="a YAML mapping of settings")
+    values = dict(_split(word) for word in words)
+    own = {field.name for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    require_known([*content, *values], own)
+    dotted = [f"{key}={value}" for key, value in values.items()]
+    return structured(schema, OmegaConf.merge(content, OmegaConf.from_dotlist(dotted)))
+
+
+def structured(schema: type[Schema], values: Any) -> Schema:
+    """Check values against a schema and return an instance of it."""
+    try:
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except OmegaConfBaseException as error:
+        missing = "Missing mandatory value" in str(error) or "MISSING" in type(error).__name__.upper()
+        key = getattr(error, "full_key", None) or ""
+        reason = f"'{key}=' is required" if missing else str(error).strip().split("\n")[0]
+        raise ConfigError(f"{key}: {reason}" if key and not missing else reason, expected=_described(schema, key)) from error
+    assert isinstance(settings, schema)  # noqa: S101  # narrows the type
+    return settings
+
+
+def require_known(keys: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse the first key that is not known, naming the nearest one."""
+    names = sorted(known)
+    for key in keys:
+        name = key.partition(".")[0]
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            raise ConfigError(
+                f"unknown key '{key}'",
+                expected=f"'{near[0]}'?" if near else f"one of: {', '.join(names)}",
+                remedy="see --help for every key",
+            )
+
+
+def describe(schema: Any) -> list[tuple[str, str, str]]:
+    """Return (key, default with unit, help) of every field, for `--help`."""
+    rows = []
+    for field in dataclasses.fields(schema):
+        has_factory = field.default_factory is not dataclasses.MISSING
+        default = field.default_factory() if has_factory else field.default  # type: ignore[misc]
+        shown = "required" if default == MISSING else "none" if default is None else str(default)
+        unit = field.metadata.get("unit", "")
+        rows.append((field.name, f"{shown} {unit}".strip(), field.metadata.get("help", "")))
+    return rows
+
+
+def _described(schema: Any, key: str) -> str:
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    field = fields.get(key.partition(".")[0])
+    return f"{field.name}: {field.metadata.get('help', field.type)}" if field else ""
+
+
+def _split(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"argument '{word}'", expected="key=value, such as target_macs=0.5")
+    return key, value
+
+
+def _yaml_value(key: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}={value}", expected="a YAML value") from error

@@ -1,0 +1,1 @@
+"""Exported artefacts: run them, compare them with PyTorch, time them."""

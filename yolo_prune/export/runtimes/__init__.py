@@ -1,0 +1,9 @@
+"""What runs an artefact: one file a runtime, one protocol for all."""
+
+from yolo_prune.export.runtimes.base import Array, Runtime, Session
+from yolo_prune.export.runtimes.ncnn_runtime import NcnnRuntime
+from yolo_prune.export.runtimes.onnx_runtime import OnnxRuntime
+from yolo_prune.export.runtimes.pytorch_runtime import PyTorchRuntime
+from yolo_prune.export.runtimes.select import runtime_for
+
+__all__ = ["Array", "NcnnRuntime", "OnnxRuntime", "PyTorchRuntime", "Runtime", "Session", "runtime_for"]

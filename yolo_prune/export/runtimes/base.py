@@ -1,0 +1,122 @@
+"""The protocol of all runtimes, and what the host writes into an artefact about itself."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolo_prune.errors import ConfigError, MissingDependencyError
+
+Array = NDArray[np.float32]
+Precision = Literal["fp32", "fp16"]
+
+
+class Session(Protocol):
+    """A loaded model.
+
+    Attributes:
+        end_to_end: The output is final detections (1, k, 6), rows x1, y1, x2, y2, score, class; otherwise it is
+            (1, 4 + classes, anchors), rows cx, cy, w, h in pixels and one score a class.
+        precision: How the artefact stores its weights.
+    """
+
+    @property
+    def end_to_end(self) -> bool: ...  # noqa: D102
+
+    @property
+    def precision(self) -> Precision: ...  # noqa: D102
+
+    def __call__(self, image: Array) -> list[Array]:
+        """Run one contiguous float32 image (1, 3, H, W) in [0, 1]; return raw outputs, decoded predictions first."""
+        ...
+
+
+class Runtime(Protocol):
+    """Something that runs artefacts of one kind."""
+
+    @property
+    def name(self) -> str:
+        """The backend's name, as tables and reports print it."""
+        ...
+
+    def version(self) -> str:
+        """Return the version of the package behind it."""
+        ...
+
+    def load(self, path: Path, *, imgsz_px: int, threads: int) -> AbstractContextManager[Session]:
+        """Open an artefact for square inputs of `imgsz_px` on `threads` CPU threads.
+
+        A context, because torch has one thread count for the whole process: leaving restores it.
+
+        Raises:
+            ConfigError: The artefact is missing, damaged, or made for another input size.
+            MissingDependencyError: The runtime's package is not installed.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtefactFacts:
+    """What the host's exporter noted in an artefact.
+
+    Attributes:
+        imgsz_px: Height and width of the input; None if unknown.
+        end_to_end: See `Session`.
+        precision: See `Session`.
+    """
+
+    imgsz_px: tuple[int, int] | None = None
+    end_to_end: bool = False
+    precision: Precision = "fp32"
+
+    @classmethod
+    def parse(cls, metadata: Mapping[str, Any]) -> ArtefactFacts:
+        """Read the host's metadata: YAML values, or their `str()` where a format holds strings only."""
+        known = {key: _literal(metadata[key]) for key in ("imgsz", "end2end", "args") if key in metadata}
+        imgsz = known.get("imgsz")
+        return cls(
+            imgsz_px=None if imgsz is None else (int(imgsz[0]), int(imgsz[1])),
+            end_to_end=bool(known.get("end2end", False)),
+            precision="fp16" if known.get("args", {}).get("quantize") == 16 else "fp32",
+        )
+
+    def require_imgsz(self, path: Path, imgsz_px: int) -> None:
+        """Raise `ConfigError` if the artefact was made for another input size."""
+        if self.imgsz_px not in (None, (imgsz_px, imgsz_px)):
+            raise ConfigError(
+                f"artefact '{path.name}' takes inputs of {self.imgsz_px} px, asked to run at {imgsz_px}",
+                expected="the size that it was exported for",
+                remedy="pass that imgsz, or export again at the wanted one",
+            )
+
+
+def _literal(value: Any) -> Any:
+    """Undo `str()` of a Python literal."""
+    return ast.literal_eval(value) if isinstance(value, str) else value
+
+
+def import_runtime(package: str, *, purpose: str) -> Any:
+    """Import an optional package, or raise `MissingDependencyError`."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise MissingDependencyError(package, extra="export", purpose=purpose) from error
+
+
+def unreadable(path: Path, reason: object) -> ConfigError:
+    """Return the error for an artefact that its runtime cannot open."""
+    return ConfigError(
+        f"artefact '{path}' cannot be loaded: {reason}",
+        expected="a complete artefact as the host exports it",
+        remedy="export it again",
+    )

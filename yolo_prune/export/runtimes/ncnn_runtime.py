@@ -1,0 +1,103 @@
+"""NCNN on the CPU, through its Python bindings."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from yolo_prune.export.runtimes.base import Array, ArtefactFacts, Precision, import_runtime, unreadable
+
+
+@dataclass(frozen=True, kw_only=True)
+class NcnnSession:
+    """A loaded net and the names of its blobs."""
+
+    package: Any
+    net: Any
+    input_name: str
+    output_names: tuple[str, ...]
+    end_to_end: bool
+    precision: Precision
+
+    def __call__(self, image: Array) -> list[Array]:
+        """See `Session`; NCNN itself has no batch axis."""
+        with self.net.create_extractor() as extractor:
+            extractor.input(self.input_name, self.package.Mat(image[0]))
+            return [np.array(extractor.extract(name)[1])[None] for name in self.output_names]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NcnnRuntime:
+    """Runs folders with a `.param` and a `.bin` file.
+
+    Attributes:
+        full_precision: Compute in float32 even where NCNN would by default compute in half precision (ARM). Default
+            options are what a deployed model runs with, so latency is measured with them; whether the artefact says the
+            same as PyTorch must not depend on the CPU that happens to ask.
+    """
+
+    full_precision: bool = False
+    name: str = "ncnn"
+
+    def version(self) -> str:
+        """Return ncnn's version."""
+        return str(_package().__version__)
+
+    @contextlib.contextmanager
+    def load(self, path: Path, *, imgsz_px: int, threads: int) -> Iterator[NcnnSession]:
+        """See `Runtime`."""
+        package = _package()
+        facts = _facts(path)
+        facts.require_imgsz(path, imgsz_px)
+        net = package.Net()
+        self._configure(net.opt, threads)
+        _read(net, path)
+        yield NcnnSession(
+            package=package,
+            net=net,
+            input_name=net.input_names()[0],
+            output_names=tuple(sorted(net.output_names())),  # out0, out1, ...: pnnx may list them in another order
+            end_to_end=facts.end_to_end,
+            precision=facts.precision,
+        )
+
+    def _configure(self, options: Any, threads: int) -> None:
+        """Set the net's options, which count only before it is loaded."""
+        options.use_vulkan_compute = False
+        options.num_threads = threads
+        if self.full_precision:
+            options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
+
+
+def _package() -> Any:
+    """Import ncnn."""
+    return import_runtime("ncnn", purpose="run NCNN models")
+
+
+def _facts(folder: Path) -> ArtefactFacts:
+    """Read the host's `metadata.yaml`; a folder without one says nothing about itself."""
+    file = folder / "metadata.yaml"
+    if not file.is_file():
+        return ArtefactFacts()
+    try:
+        return ArtefactFacts.parse(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise unreadable(folder, error) from error
+
+
+def _read(net: Any, folder: Path) -> None:
+    """Load graph and weights; NCNN reports failures as return codes."""
+    param = next(folder.glob("*.param"), None)
+    if param is None:
+        raise unreadable(folder, "no .param file")
+    weights = param.with_suffix(".bin")
+    for load, file in ((net.load_param, param), (net.load_model, weights)):
+        code = load(str(file))
+        if code != 0:
+            raise unreadable(folder, f"NCNN returned {code} for {file.name}")

@@ -1,0 +1,34 @@
+"""Which runtime runs which artefact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yolo_prune.errors import ConfigError
+from yolo_prune.export.runtimes.base import Runtime
+from yolo_prune.export.runtimes.ncnn_runtime import NcnnRuntime
+from yolo_prune.export.runtimes.onnx_runtime import OnnxRuntime
+from yolo_prune.export.runtimes.pytorch_runtime import PyTorchRuntime
+
+
+def runtime_for(artefact: Path, *, full_precision: bool = False) -> Runtime:
+    """Choose by what the artefact is: a `.pt` file, an `.onnx` file, or a folder with a `.param` file.
+
+    Args:
+        artefact: The artefact, which must exist.
+        full_precision: See `NcnnRuntime`; the others compute in float32 anyway.
+
+    Raises:
+        ConfigError: Nothing stands there, or it is none of these.
+    """
+    if artefact.is_file() and artefact.suffix == ".pt":
+        return PyTorchRuntime()
+    if artefact.is_file() and artefact.suffix == ".onnx":
+        return OnnxRuntime()
+    if artefact.is_dir() and any(artefact.glob("*.param")):
+        return NcnnRuntime(full_precision=full_precision)
+    raise ConfigError(
+        f"artefact '{artefact}' {'is of no known kind' if artefact.exists() else 'does not exist'}",
+        expected="a .pt checkpoint, an .onnx file, or an NCNN folder with a .param file",
+        remedy="check the path",
+    )

@@ -1,0 +1,119 @@
+"""What Ultralytics' blocks hide in Python: sizes to re-read after surgery, axes to lock, branches dropped in deployment.
+
+One row per block; a new block is a new row. Subclasses follow their parents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import nn
+from ultralytics.nn.modules.block import (
+    PSA,
+    ADown,
+    Attention,
+    C2f,
+    C2PSA,
+    CBLinear,
+    RepNCSPELAN4,
+    RepVGGDW,
+)
+from ultralytics.nn.modules.conv import RepConv
+from ultralytics.nn.modules.head import Detect
+
+from yolo_prune.channels import Host
+from yolo_prune.surgery import KeptEntries
+
+
+def _half_of_cv1(module: Any, kept: KeptEntries) -> None:  # noqa: ARG001
+    """C2f, ELAN and PSA cut the output of cv1 into two halves of `c` channels."""
+    module.c = module.cv1.conv.out_channels // 2
+
+
+def _adown(module: Any, kept: KeptEntries) -> None:  # noqa: ARG001
+    module.c = module.cv1.conv.out_channels
+
+
+def _cb_linear(module: Any, kept: KeptEntries) -> None:
+    """CBLinear cuts its output into slices of `c2s` channels, each of which may have lost another number."""
+    mask, start, sizes = kept("conv.weight", 0), 0, []
+    for size in module.c2s:
+        sizes.append(int(mask[start : start + size].sum()))
+        start += size
+    module.c2s = sizes
+
+
+def _rep_conv(module: Any, kept: KeptEntries) -> None:  # noqa: ARG001
+    convolution = module.conv1.conv
+    module.c1, module.c2, module.g = convolution.in_channels, convolution.out_channels, convolution.groups
+
+
+def _rep_vgg_dw(module: Any, kept: KeptEntries) -> None:  # noqa: ARG001
+    module.dim = module.conv.conv.out_channels
+
+
+REREAD: dict[type[nn.Module], Callable[[Any, KeptEntries], None]] = {
+    C2f: _half_of_cv1,
+    RepNCSPELAN4: _half_of_cv1,
+    PSA: _half_of_cv1,
+    C2PSA: _half_of_cv1,
+    ADown: _adown,
+    CBLinear: _cb_linear,
+    RepConv: _rep_conv,
+    RepVGGDW: _rep_vgg_dw,
+}
+"""How a block re-reads the sizes that it remembers. Blocks named here may also split channels by those sizes."""
+
+LOCKED: dict[type[nn.Module], Sequence[tuple[str, int, str]]] = {
+    # Its forward views heads * head_dim channels as its input's width, so neither may change alone.
+    Attention: [("qkv.conv.weight", 1, "attention's input width is heads * head_dim")],
+}
+"""Axes that must keep their size because the forward ties them to numbers that labels cannot see."""
+
+MERGED: dict[type[nn.Module], Sequence[str]] = {
+    RepConv: ["conv2"],  # the 1x1 branch becomes part of the 3x3 kernel
+    RepVGGDW: ["conv1"],  # the 3x3 branch becomes part of the 7x7 kernel
+}
+"""Submodules that deployment merges into a sibling."""
+
+
+def reread(module: nn.Module, kept: KeptEntries) -> None:
+    """Make a sliced block's attributes agree with its weights."""
+    for block, function in REREAD.items():
+        if isinstance(module, block):
+            function(module, kept)
+
+
+def raw_outputs(result: Any) -> Any:
+    """Return the predictions that the loss and the decoder read, from what a model returns in training or inference.
+
+    Feature maps that travel along in the result serve for their shapes only; decoded boxes follow from raw ones.
+    """
+    if isinstance(result, (tuple, list)) and len(result) == 2 and isinstance(result[1], dict):
+        return raw_outputs(result[1])  # inference: (decoded, raw)
+    if isinstance(result, dict):
+        return {name: raw_outputs(value) for name, value in result.items() if name != "feats"}
+    return result
+
+
+def host_for(model: nn.Module) -> Host:
+    """Describe a model of this host to the tracer."""
+    dropped = tuple(f"{path}." for path in _training_only(model))
+    return Host(
+        outputs=raw_outputs,
+        resizes=lambda module: isinstance(module, tuple(REREAD)),
+        locked_axes=lambda module: [axis for block, axes in LOCKED.items() if isinstance(module, block) for axis in axes],
+        training_only=lambda path: f"{path}.".startswith(dropped) if dropped else False,
+    )
+
+
+def _training_only(model: nn.Module) -> Iterator[str]:
+    """Yield the paths of submodules that deployment merges or drops."""
+    for path, module in model.named_modules():
+        for block, names in MERGED.items():
+            if isinstance(module, block):
+                yield from (f"{path}.{name}" for name in names)
+        if isinstance(module, Detect) and getattr(module, "one2one_cv2", None) is not None:
+            twins = [name for name in module._modules if name.startswith("one2one_")]
+            yield from (f"{path}.{name[8:] if module.end2end else name}" for name in twins)

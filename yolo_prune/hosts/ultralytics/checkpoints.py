@@ -1,0 +1,214 @@
+"""Checkpoints of the host: read them without running their code, write slim ones that stock Ultralytics loads."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.nn.tasks import torch_safe_load
+
+from yolo_prune import __version__
+from yolo_prune.errors import CheckpointError, VerificationError
+from yolo_prune.files import new_file, sha256
+from yolo_prune.plan import PrunePlan
+
+MARKER = "yolo_prune"
+"""Attribute of a slim model that carries its provenance: plain values only, so that it pickles no class of ours."""
+
+SUPPORTED_TASKS = ("detect",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    Attributes:
+        path: Where it was read from.
+        sha256: Hash of the file.
+        model: The model, float32, on the CPU, in evaluation mode.
+        stored_dtype: Type of the stored weights.
+        train_args: The host's training arguments that the file carries.
+    """
+
+    path: Path
+    sha256: str
+    model: nn.Module
+    stored_dtype: torch.dtype
+    train_args: dict[str, Any]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint that can be pruned.
+
+    The file is unpickled with the host's allow-list of torch and host classes: foreign code in it never runs.
+
+    Raises:
+        CheckpointError: No such file, not a checkpoint, damaged, foreign classes, fused, or a task without support.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no file '{path}'", expected="a .pt checkpoint of Ultralytics", remedy="check the path")
+    content = _unpickle(path)
+    module = (content.get("ema") or content.get("model")) if isinstance(content, dict) else None
+    if not isinstance(module, nn.Module):
+        raise CheckpointError(
+            f"'{path}' holds no model", expected="a checkpoint with an Ultralytics model under 'ema' or 'model'"
+        )
+    if isinstance(module, DistillationModel):
+        module = module.student_model
+    dtype = next(module.parameters()).dtype
+    model = _require_prunable(module, str(path)).float().eval()
+    return Checkpoint(
+        path=path,
+        sha256=sha256(path),
+        model=model,
+        stored_dtype=dtype,
+        train_args=dict(content.get("train_args") or {}),
+    )
+
+
+def build_from_yaml(name: str) -> nn.Module:
+    """Build a model with random weights from one of the host's yaml names (or a yaml file).
+
+    Raises:
+        CheckpointError: No such yaml, or a task without support.
+    """
+    from ultralytics import YOLO
+
+    try:
+        model = YOLO(name, verbose=False).model
+    except Exception as error:  # the host raises whatever its parser raises
+        raise CheckpointError(
+            f"cannot build '{name}': {error}", expected="a model yaml of Ultralytics, such as yolov8n.yaml"
+        ) from error
+    return _require_prunable(model, name).float().eval()
+
+
+def write_slim(path: Path, slim: nn.Module, source: Checkpoint, plan: PrunePlan, *, dtype: torch.dtype) -> None:
+    """Write a slim checkpoint that stock Ultralytics loads, with its provenance in the marker attribute.
+
+    Args:
+        path: A new file.
+        slim: The slim model; it is left as it is.
+        source: The checkpoint that it was cut from.
+        plan: The plan that was applied.
+        dtype: Type of the stored weights; the source's own loses nothing if weights were only selected.
+
+    Raises:
+        OutputError: `path` exists or cannot be written.
+    """
+    model = copy.deepcopy(slim).to(dtype)
+    setattr(model, MARKER, provenance(slim, source, plan))
+    content = {
+        "epoch": -1,
+        "best_fitness": None,
+        "model": model,
+        "ema": None,
+        "updates": None,
+        "optimizer": None,
+        "train_args": source.train_args,
+        "date": datetime.now(timezone.utc).isoformat(),
+        "version": _host_version(),
+        "license": "AGPL-3.0 (https://ultralytics.com/license)",
+    }
+    with new_file(path) as temporary:
+        torch.save(content, temporary)
+
+
+def provenance(slim: nn.Module, source: Checkpoint, plan: PrunePlan) -> dict[str, Any]:
+    """Return where a slim model comes from, as plain values."""
+    earlier = getattr(source.model, MARKER, None)
+    return {
+        "version": __version__,
+        "source_sha256": source.sha256,
+        "plan": plan.to_json(),
+        "before": vars(plan.before).copy(),
+        "after": vars(plan.after).copy(),
+        "widths": widths(slim),
+        "lineage": [*earlier["lineage"], earlier["source_sha256"]] if earlier else [],
+    }
+
+
+def is_slim(model: nn.Module) -> bool:
+    """Return whether a model carries our marker."""
+    return isinstance(getattr(model, MARKER, None), dict)
+
+
+def is_fused(model: Any) -> bool:
+    """Return whether convolutions lost their batch norms (the host's own test asks for complete fusion)."""
+    from ultralytics.nn.modules.conv import Conv
+
+    blocks = [module for module in model.modules() if isinstance(module, Conv)]
+    return any(not hasattr(block, "bn") for block in blocks)
+
+
+def widths(model: nn.Module) -> dict[str, list[int]]:
+    """Return [output, input per group] channels of every convolution by its path."""
+    return {
+        path: list(module.weight.shape[:2])
+        for path, module in model.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
+    }
+
+
+def require_widths(model: nn.Module, when: str) -> None:
+    """Assert that a slim model still has the widths that its plan gave it; the classes' last layers may differ.
+
+    Raises:
+        VerificationError: A width changed.
+    """
+    planned, found = getattr(model, MARKER)["widths"], widths(model)
+    wrong = {path: found.get(path) for path, size in planned.items() if found.get(path) != size}
+    if wrong:
+        path, size = next(iter(wrong.items()))
+        raise VerificationError(
+            f"{when}: {len(wrong)} layers changed their width, first '{path}': {size}",
+            expected=f"{planned[path]}, as pruned",
+            remedy="train slim checkpoints with `yolo-prune finetune`; stock training rebuilds the dense network",
+        )
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        return torch_safe_load(str(path), safe_only=True)[0]
+    except Exception as error:  # damaged and foreign files reach the host's loader as half a dozen types
+        raise CheckpointError(
+            f"cannot read '{path}': {_first_line(error)}",
+            expected="a complete .pt checkpoint of Ultralytics that names torch and Ultralytics classes only",
+            remedy="check that the file is complete and was saved by stock Ultralytics; its code was not run",
+        ) from error
+
+
+def _require_prunable(model: nn.Module, name: str) -> nn.Module:
+    """Refuse fused models and tasks without support."""
+    task = getattr(model, "task", None) or _task_of(model)
+    if task not in SUPPORTED_TASKS:
+        raise CheckpointError(f"'{name}' is a model for task '{task}'", expected=f"one of: {', '.join(SUPPORTED_TASKS)}")
+    if is_fused(model):
+        raise CheckpointError(
+            f"'{name}' is fused: its batch norms were folded into the convolutions",
+            expected="a checkpoint as training saves it",
+            remedy="use best.pt or last.pt of the training run",
+        )
+    return model
+
+
+def _task_of(model: nn.Module) -> str:
+    from ultralytics.nn.tasks import guess_model_task
+
+    return str(guess_model_task(model))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _host_version() -> str:
+    from ultralytics import __version__ as version
+
+    return str(version)

@@ -1,0 +1,190 @@
+"""The host's own exporter, run where it cannot touch the user's files."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from yolo_prune.errors import CheckpointError, ConfigError, ExportError, MissingDependencyError, OutputError
+from yolo_prune.files import new_file, refuse_existing
+
+ExportFormat = Literal["onnx", "ncnn"]
+
+# What the host's exporter imports for each format; with auto-install off it would fail halfway with its own words.
+_PACKAGES: dict[ExportFormat, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxslim", "onnxruntime"),
+    "ncnn": ("ncnn", "pnnx"),
+}
+
+
+def export_model(
+    checkpoint: Path,
+    *,
+    format: ExportFormat,  # noqa: A002  (the host's word)
+    imgsz_px: int,
+    out: Path,
+    half: bool = False,
+    end_to_end: bool = False,
+) -> Path:
+    """Export a checkpoint with the stock host exporter, on the CPU, with batch 1 and a fixed square input.
+
+    The host writes beside the checkpoint, and pnnx into (and the host deletes from) the working directory: both are a
+    temporary folder next to `out` here, so nothing else changes. The process's working directory moves there meanwhile.
+
+    Args:
+        checkpoint: A `.pt` file of the host, dense or slim.
+        format: "onnx" gives a file, "ncnn" a folder with `model.ncnn.param`, `.bin` and `metadata.yaml`.
+        imgsz_px: Side of the square input in pixels, a multiple of the model's stride.
+        out: Where the artefact shall stand; nothing may stand there yet.
+        half: Store the weights as 16-bit floats (inputs and outputs stay float32).
+        end_to_end: Twin heads (v10, 26) only, ONNX only: export the one-to-one head with its top-k, output (1, k, 6).
+            The host's default, kept here, is the one-to-many head, output (1, 4 + classes, anchors).
+
+    Returns:
+        `out`.
+
+    Raises:
+        CheckpointError: The checkpoint is missing or not one of the host's.
+        ConfigError: The format is unknown, `imgsz_px` does not fit the stride, or `end_to_end` is not to be had.
+        MissingDependencyError: A package that the format needs is not installed.
+        OutputError: `out` exists or its folder cannot be written.
+        ExportError: The host failed.
+    """
+    _require_packages(format)
+    refuse_existing(out)
+    out = out.absolute()
+    with _workspace(out) as folder:
+        _copy(checkpoint, folder / "model.pt")
+        with _working_in(folder):
+            model = _load(checkpoint.name)
+            _check_request(model, format=format, imgsz_px=imgsz_px, end_to_end=end_to_end)
+            artefact = folder / _run_host(model, checkpoint.name, format, imgsz_px, half=half, end_to_end=end_to_end)
+        _move(artefact, out)
+    return out
+
+
+def _require_packages(format: ExportFormat) -> None:  # noqa: A002
+    """Raise for an unknown format or the first package that it lacks."""
+    if format not in _PACKAGES:
+        raise ConfigError(
+            f"unknown export format '{format}'", expected=f"one of {', '.join(_PACKAGES)}", remedy="correct `format`"
+        )
+    for package in _PACKAGES[format]:
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(package, extra="export", purpose=f"export to {format.upper()}")
+
+
+@contextlib.contextmanager
+def _workspace(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `out`: on the same file system, so that the last step is one rename."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.stem}.", dir=out.parent))
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    """Make `folder` the working directory for a while (`contextlib.chdir` needs Python 3.11).
+
+    With a relative name the host derives every other name correctly; with an absolute one it replaces each ".pt" in the
+    whole path, the parents' names included.
+    """
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _copy(checkpoint: Path, copy: Path) -> None:
+    """Copy the checkpoint into the workspace."""
+    if not checkpoint.is_file():
+        raise CheckpointError(f"no file '{checkpoint}'", expected="a .pt checkpoint", remedy="check the path")
+    try:
+        shutil.copyfile(checkpoint, copy)
+    except OSError as error:
+        raise _cannot_write(copy.parent, error) from error
+
+
+def _load(name: str) -> Any:
+    """Return the host's `YOLO` around `model.pt` of the working directory; `name` is the user's name for it."""
+    from ultralytics import YOLO
+
+    try:
+        return YOLO("model.pt")
+    except Exception as error:  # damaged files reach the host's loader as half a dozen types
+        raise CheckpointError(
+            f"cannot load '{name}': {error}",
+            expected="a checkpoint that Ultralytics' YOLO() loads",
+            remedy="check that the file is complete and was saved by Ultralytics",
+        ) from error
+
+
+def _check_request(model: Any, *, format: ExportFormat, imgsz_px: int, end_to_end: bool) -> None:  # noqa: A002
+    """Refuse what the host would change with a warning only: another input size, another head."""
+    stride = int(model.model.stride.max())
+    if imgsz_px < stride or imgsz_px % stride:
+        raise ConfigError(
+            f"imgsz_px={imgsz_px}", expected=f"a multiple of the model's stride {stride}", remedy="round it"
+        )
+    if end_to_end and (format == "ncnn" or getattr(model.model.model[-1], "one2one_cv2", None) is None):
+        raise ConfigError(
+            f"end_to_end=true with format '{format}' and head {type(model.model.model[-1]).__name__}",
+            expected="a twin-headed model (v10, 26) and format 'onnx': NCNN has no top-k",
+            remedy="leave end_to_end out",
+        )
+
+
+def _run_host(model: Any, name: str, format: ExportFormat, imgsz_px: int, *, half: bool, end_to_end: bool) -> Path:  # noqa: A002
+    """Run the exporter; return the artefact's path relative to the working directory."""
+    options: dict[str, Any] = {"format": format, "imgsz": imgsz_px}
+    if half:
+        options["quantize"] = 16
+    if end_to_end:
+        options["nms"] = False  # the host's way to say "the head without NMS"; its default None is the other head
+    try:
+        return Path(model.export(**options))
+    except Exception as error:  # the host raises whatever its converters raise
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise _cannot_write(Path.cwd().parent, error) from error
+        raise ExportError(
+            f"Ultralytics could not export '{name}' to {format.upper()}: {error}",
+            expected="an artefact of the stock exporter",
+            remedy="see the host's messages above; `yolo export` on the same checkpoint fails alike",
+        ) from error
+
+
+def _move(artefact: Path, out: Path) -> None:
+    """Give the finished artefact its name, in one step."""
+    if artefact.is_file():
+        with new_file(out) as temporary:
+            artefact.replace(temporary)
+        return
+    refuse_existing(out)
+    try:
+        artefact.rename(out)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    """Return the error for an output that the file system refuses."""
+    return OutputError(
+        f"cannot write '{path}': {error.strerror or error}",
+        expected="a writable folder with room for the artefact",
+        remedy="choose another output path or free space; nothing was left behind",
+    )

@@ -1,0 +1,59 @@
+"""A checkpoint as the host runs it: fused, float32, in evaluation mode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from yolo_prune.errors import CheckpointError
+
+
+def load_for_inference(path: Path, *, end_to_end: bool | None = None) -> nn.Module:
+    """Load a checkpoint the way the host's `AutoBackend` does before it predicts.
+
+    Args:
+        path: A `.pt` checkpoint of the host.
+        end_to_end: For twin heads (v10, 26): true selects the one-to-one head, whose output (1, k, 6) needs no NMS,
+            false the one-to-many head, whose output is (1, 4 + classes, anchors); None keeps the checkpoint's own mode.
+
+    Returns:
+        The model on the CPU: batch norms fused into convolutions, float32, no gradients. Called with images
+        (B, 3, H, W) in [0, 1] it returns the decoded predictions, alone or first of a tuple.
+
+    Raises:
+        CheckpointError: The file is missing, is not a checkpoint of the host, or has no head of the wanted kind.
+    """
+    model = _load(path)
+    if end_to_end is not None and hasattr(model, "end2end"):
+        model.end2end = end_to_end
+    if end_to_end is not None and is_end_to_end(model) != end_to_end:
+        raise CheckpointError(
+            f"checkpoint '{path.name}' has no {'one-to-one' if end_to_end else 'one-to-many'} head",
+            expected="a checkpoint with the head that the artefact was exported from",
+            remedy="compare the artefact with the checkpoint that it was made of, before fusion",
+        )
+    return model.fuse(verbose=False).float().eval().requires_grad_(False)
+
+
+def is_end_to_end(model: nn.Module) -> bool:
+    """Return whether a host model answers with final detections (1, k, 6) instead of one column per anchor."""
+    return bool(getattr(model, "end2end", False))
+
+
+def _load(path: Path) -> Any:
+    """Read the model of a checkpoint, unfused."""
+    from ultralytics.nn.tasks import load_checkpoint
+
+    if not path.is_file():  # the host would look for it on the network
+        raise CheckpointError(f"no file '{path}'", expected="a .pt checkpoint", remedy="check the path")
+    try:
+        model, _ = load_checkpoint(path)
+    except Exception as error:  # damaged files reach the host's loader as half a dozen types
+        raise CheckpointError(
+            f"cannot load '{path}': {error}",
+            expected="a checkpoint that Ultralytics' YOLO() loads",
+            remedy="check that the file is complete and was saved by Ultralytics",
+        ) from error
+    return model

@@ -1,0 +1,37 @@
+"""The engine, told what it has to know about this host: trace, slice, prove."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from yolo_prune.channels import BoolArray, ChannelGraph, trace
+from yolo_prune.hosts.ultralytics.blocks import host_for, reread
+from yolo_prune.surgery import Verification, apply, verify
+
+
+def trace_model(model: nn.Module) -> ChannelGraph:
+    """Return the channel graph of a model of this host; the model is left bit-identical.
+
+    The image spans two cells of the coarsest feature map, so that a pooled map can be told from an unpooled one.
+    """
+    side = 2 * int(model.stride.max())  # type: ignore[operator, union-attr]
+    channels = int(model.yaml.get("channels", 3))  # type: ignore[operator, union-attr]
+    return trace(model, torch.zeros(1, channels, side, side), host=host_for(model))
+
+
+def slim_copy(model: nn.Module, graph: ChannelGraph, keep: BoolArray) -> nn.Module:
+    """Return a slim copy of a model, made of stock classes, its blocks' sizes re-read."""
+    return apply(model, graph, keep, reread=[reread])
+
+
+def prove(dense: nn.Module, slim: nn.Module, graph: ChannelGraph, keep: BoolArray) -> Verification:
+    """Compare a slim copy with the silenced dense model; see `surgery.verify`."""
+    return verify(dense, slim, graph, keep, host=host_for(dense), deployed=_fused)
+
+
+def _fused(model: Any) -> nn.Module:
+    fused: nn.Module = model.fuse(verbose=False)
+    return fused

@@ -1,0 +1,137 @@
+"""Fine-tuning of slim models: the stock trainer, except that it never rebuilds the network from its yaml."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
+from ultralytics.utils.torch_utils import unwrap_model
+
+from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.hosts.ultralytics.checkpoints import MARKER, is_fused, is_slim, require_widths, widths
+
+
+class SlimTrainerMixin:
+    """Makes a stock trainer keep a slim network.
+
+    The stock `get_model` builds the dense network from yaml and copies what fits, which silently drops every slim
+    tensor. This one returns the slim network itself. Models without our marker train as they always did.
+    """
+
+    def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
+        """Return the network to train.
+
+        Raises:
+            CheckpointError: The weights are fused.
+            ConfigError: A slim network shall start from other weights than its own.
+        """
+        if weights is None or not is_slim(weights):
+            return super().get_model(cfg, weights, verbose)  # type: ignore[misc]
+        model = trainable_copy(weights)
+        data: dict[str, Any] = self.data  # type: ignore[attr-defined]
+        retarget_classes(model, data["nc"], data["names"])
+        LOGGER.info(f"Training the slim network itself: {sum(p.numel() for p in model.parameters()):,} parameters")
+        return model
+
+    def _setup_train(self) -> None:
+        super()._setup_train()  # type: ignore[misc]
+        self._require_widths("after loading")
+
+    def save_model(self) -> Any:
+        """Save as the stock trainer does, after asserting that no width changed."""
+        self._require_widths("before saving")
+        return super().save_model()  # type: ignore[misc]
+
+    def _require_widths(self, when: str) -> None:
+        for model in (unwrap_model(self.model), self.ema.ema if self.ema else None):  # type: ignore[attr-defined]
+            if model is not None and is_slim(model):
+                require_widths(model, when)
+
+
+class SlimDetectionTrainer(SlimTrainerMixin, DetectionTrainer):
+    """The stock detection trainer for slim networks."""
+
+
+def trainable_copy(weights: nn.Module) -> nn.Module:
+    """Return a float32 copy of a model as the stock trainer expects a new one.
+
+    Raises:
+        CheckpointError: The model is fused, so there are no batch norms to train.
+    """
+    if is_fused(weights):
+        raise CheckpointError("a fused model cannot be trained", expected="a checkpoint that was not fused")
+    model = copy.deepcopy(weights).float()
+    model.criterion = None  # built anew for this training's arguments
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = ".dfl" not in name  # stripped checkpoints are stored frozen
+    return model
+
+
+def retarget_classes(model: Any, classes: int, names: Mapping[int, str]) -> None:
+    """Give the head another number of classes by replacing only the last layers of its class towers, in place."""
+    head = model.model[-1]
+    if head.nc == classes:
+        return
+    LOGGER.info(f"The data has {classes} classes, the checkpoint {head.nc}: new last layers in the class towers")
+    for towers in (head.cv3, getattr(head, "one2one_cv3", None)):
+        for tower in towers if towers is not None else ():
+            old = tower[-1]
+            tower[-1] = nn.Conv2d(old.in_channels, classes, kernel_size=1).to(old.weight)
+    head.nc, head.no = classes, classes + head.reg_max * 4
+    head.bias_init()
+    model.nc, model.names, model.yaml["nc"] = classes, names, classes
+    getattr(model, MARKER)["widths"] = widths(model)
+
+
+def stock_keys() -> dict[str, Any]:
+    """Return every training key of the host with its default."""
+    return dict(DEFAULT_CFG_DICT)
+
+
+def train(model: str | Path, *, project: Path, name: str, resume: bool = False, **stock: Any) -> Path:
+    """Train with the stock trainer, slim networks included.
+
+    Args:
+        model: A checkpoint, dense or slim, a yaml name, or the `last.pt` of the run that is resumed.
+        project: Folder of the run's folder.
+        name: Name of the run's folder.
+        resume: Continue an interrupted run.
+        stock: Any training key of the host.
+
+    Returns:
+        Path of the best checkpoint.
+
+    Raises:
+        ConfigError: `pretrained=False` or other weights with a slim checkpoint.
+    """
+    yolo = YOLO(str(model))
+    if is_slim(yolo.model) and stock.get("pretrained", True) is not True:
+        raise ConfigError(
+            f"pretrained={stock['pretrained']} with a slim checkpoint",
+            expected="the slim checkpoint's own weights: no yaml describes its widths",
+            remedy="leave `pretrained` out",
+        )
+    options = {**stock, "project": str(project.absolute()), "name": name, "exist_ok": True}
+    yolo.train(trainer=SlimDetectionTrainer, resume=resume, **options)
+    best: Path = yolo.trainer.best
+    return best if best.is_file() else yolo.trainer.last
+
+
+def reset_weights(model: nn.Module, *, seed: int) -> None:
+    """Give every layer new random weights, in place, widths unchanged: the control that trains from scratch.
+
+    The head's biases get the host's own start values.
+    """
+    torch.manual_seed(seed)
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.Linear)) and ".dfl" not in path:
+            module.reset_parameters()
+    head: Any = model.model[-1]  # type: ignore[index, union-attr]
+    head.bias_init()

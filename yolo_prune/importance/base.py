@@ -1,0 +1,102 @@
+"""From scores of single tensors to one score per channel.
+
+A criterion looks at tensors one at a time and scores the entries of their axes; this module reduces those scores over
+everything that a channel is made of and makes layers comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from yolo_prune.channels import AxisKey, ChannelGraph, Role
+from yolo_prune.errors import ConfigError
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+Reduction: TypeAlias = Literal["sum", "mean", "max"]
+Normalization: TypeAlias = Literal["none", "mean"]
+
+
+class Criterion(Protocol):
+    """Scores entries of axes; a larger score matters more.
+
+    Attributes:
+        name: What the user types.
+        normalization: What makes its scores comparable between layers.
+    """
+
+    name: str
+    normalization: Normalization
+
+    def score(self, graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AxisKey, FloatArray]]:
+        """Yield, for each axis that the criterion looks at, one score per entry, shape (size of the axis,)."""
+        ...
+
+
+def filters(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AxisKey, Tensor]]:
+    """Yield each weight that produces channels, as (axis, matrix of shape (filters, numbers per filter))."""
+    for (name, dim), axis in graph.axes.items():
+        if axis.role is Role.PRODUCER and tensors[name].dim() > 1:
+            yield (name, dim), tensors[name].detach().double().movedim(dim, 0).flatten(1)
+
+
+def scales(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AxisKey, Tensor]]:
+    """Yield each batch-norm scale, as (axis, vector of shape (channels,))."""
+    for name, dim in graph.axes:
+        module, _, leaf = name.rpartition(".")
+        if leaf == "weight" and (f"{module}.running_mean", 0) in graph.axes:
+            yield (name, dim), tensors[name].detach().double()
+
+
+def score_channels(
+    graph: ChannelGraph,
+    tensors: Mapping[str, Tensor],
+    criterion: Criterion,
+    *,
+    reduction: Reduction = "mean",
+    normalization: Normalization | None = None,
+) -> FloatArray:
+    """Return one score per channel.
+
+    Args:
+        graph: The channel graph.
+        tensors: Parameters and buffers by state-dict name.
+        criterion: Scores the entries of axes.
+        reduction: How the scores of everything that a channel is made of are combined.
+        normalization: `mean` divides by the mean of the channel's group, so that groups compare in a global ranking;
+            `none` compares raw scores. Default: the criterion's own.
+
+    Returns:
+        Shape (channels,). Channels that the criterion cannot score get infinity: they are the last to go.
+
+    Raises:
+        ConfigError: A score is not finite (NaN weights).
+    """
+    total = np.zeros(graph.channel_count)
+    largest = np.full(graph.channel_count, -np.inf)
+    members = np.zeros(graph.channel_count)
+    for key, scores in criterion.score(graph, tensors):
+        channels = graph.axes[key].channels
+        if not np.isfinite(scores).all():
+            raise ConfigError(f"'{key[0]}' has scores that are not finite", expected="finite weights")
+        np.add.at(total, channels, scores)
+        np.add.at(members, channels, 1)
+        np.maximum.at(largest, channels, scores)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        combined = {"sum": total, "mean": total / members, "max": largest}[reduction]
+    combined = np.where(members > 0, combined, np.inf)
+    return _normalized(graph, combined) if (normalization or criterion.normalization) == "mean" else combined
+
+
+def _normalized(graph: ChannelGraph, scores: FloatArray) -> FloatArray:
+    """Divide by the mean of each group; a group of zeros stays zero."""
+    result = scores.copy()
+    for group in graph.groups:
+        mean = scores[group.channels].mean()
+        if np.isfinite(mean) and mean > 0:
+            result[group.channels] /= mean
+    return result

@@ -1,0 +1,35 @@
+"""Filter norms: how much weight a channel's filters carry (Li et al., Pruning Filters for Efficient ConvNets, 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from yolo_prune.channels import AxisKey, ChannelGraph
+from yolo_prune.importance.base import FloatArray, Normalization, filters
+
+
+@dataclass(frozen=True)
+class FilterNorm:
+    """The p-norm of each filter.
+
+    Attributes:
+        name: What the user types.
+        order: p of the norm.
+        normalization: Norms depend on the fan-in, so they are divided by their group's mean.
+    """
+
+    name: str
+    order: int
+    normalization: Normalization = "mean"
+
+    def score(self, graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AxisKey, FloatArray]]:
+        """Yield the norm of every filter."""
+        for key, matrix in filters(graph, tensors):
+            yield key, matrix.norm(p=self.order, dim=1).numpy()
+
+
+L1 = FilterNorm("l1", 1)
+L2 = FilterNorm("l2", 2)

@@ -1,0 +1,165 @@
+"""`prune`: checkpoint -> graph -> plan -> slim model -> proof -> checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from yolo_prune.allocation import PATHS, Allocation, Budget, Constraints, allocate
+from yolo_prune.channels import ChannelGraph
+from yolo_prune.configuration import require_known, setting
+from yolo_prune.errors import ConfigError
+from yolo_prune.files import refuse_existing
+from yolo_prune.hosts.ultralytics.checkpoints import Checkpoint, read_checkpoint, write_slim
+from yolo_prune.hosts.ultralytics.surgery import prove, slim_copy, trace_model
+from yolo_prune.importance import CRITERIA, score_channels
+from yolo_prune.plan import PrunePlan, plan_from_keep
+from yolo_prune.report import quantity, render
+from yolo_prune.surgery import Verification, fold_constants
+
+
+@dataclass(kw_only=True)
+class PruneConfig:
+    """Settings of `prune`."""
+
+    model: str = setting(help="trained checkpoint (.pt) to prune")
+    out: str = setting(help="where the slim checkpoint shall stand; must not exist")
+    target_macs: float | None = setting(None, help="fraction of the MACs that is kept, e.g. 0.5")
+    target_params: float | None = setting(None, help="fraction of the parameters that is kept, instead of target_macs")
+    criterion: str = setting("l2", help=f"which channels matter: {', '.join(CRITERIA)}")
+    allocation: str = setting("global", help=f"how many go where: {', '.join(PATHS)}")
+    reduction: str = setting("mean", help="how a channel's scores are combined: sum, mean, max")
+    normalization: str | None = setting(None, help="none or mean (divide by the group's mean); default: the criterion's")
+    min_channels: int = setting(8, help="fewest that a group keeps", unit="channels")
+    max_fraction: float = setting(0.9, help="largest fraction of a group that may go")
+    round_to: int = setting(8, help="kept widths are multiples of this", unit="channels")
+    imgsz: int = setting(640, help="image side at which MACs are counted", unit="px")
+    fold: bool = setting(False, help="fold the constants of removed channels into their readers")
+    plan: str | None = setting(None, help="apply this plan (JSON) instead of choosing")
+    save_plan: str | None = setting(None, help="also write the plan to this JSON file; must not exist")
+    json: str | None = setting(None, help="also write the table to this JSON file; must not exist")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """What `prune` did."""
+
+    out: Path
+    plan: PrunePlan
+    verification: Verification
+    widths: list[tuple[str, int, int]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plan, proof and costs as plain values."""
+        return {"out": str(self.out), "verification": asdict(self.verification), "plan": self.plan.to_json()}
+
+    def table(self) -> str:
+        """Return costs before and after, and what was proven."""
+        before, after, proof = self.plan.before, self.plan.after, self.verification
+        rows = [
+            [name, quantity(dense), quantity(slim), f"{slim / dense:.1%}"]
+            for name, dense, slim in (
+                (f"MACs at {self.plan.imgsz_px} px", before.macs, after.macs),
+                ("parameters", before.params, after.params),
+            )
+        ]
+        narrowed = sum(kept < width for _, width, kept in self.widths)
+        return (
+            render(["", "dense", "slim", "kept"], rows)
+            + f"{narrowed} of {len(self.widths)} channel groups narrowed\n"
+            + f"verified: max |silenced - sliced| = {proof.max_abs_error:.1e} in fp64, "
+            + f"{proof.macs_counted:,} MACs counted = predicted (at {proof.imgsz_px} px)\n"
+            + f"slim checkpoint: {self.out}\n"
+        )
+
+
+def prune(config: PruneConfig) -> PruneResult:
+    """Prune a checkpoint, prove the result, then write it.
+
+    Raises:
+        YoloPruneError: Bad input (nothing is written), or a proof that failed (nothing is written).
+    """
+    out = Path(config.out)
+    for path in (out, *(Path(name) for name in (config.save_plan, config.json) if name)):
+        refuse_existing(path)
+    chosen = None if config.plan else _choices(config)
+    source = read_checkpoint(Path(config.model))
+    graph = trace_model(source.model)
+    plan = PrunePlan.load(Path(config.plan)) if config.plan else make_plan(source, graph, config, *chosen)  # type: ignore[misc]
+    plan.require_source(source.sha256)
+    keep = plan.keep_mask(graph)
+    slim = slim_copy(source.model, graph, keep)
+    proof = prove(source.model, slim, graph, keep).require()
+    if config.fold:
+        fold_constants(source.model, slim, graph, keep, _fold_example(graph, source.model))
+    # Selected weights keep their type; folded ones are new numbers and would lose digits in half precision.
+    dtype = torch.float32 if config.fold else source.stored_dtype
+    write_slim(out, slim, source, plan, dtype=dtype)
+    if config.save_plan:
+        plan.save(Path(config.save_plan))
+    kept = graph.kept_widths(keep)
+    widths = [(group.name, group.width, int(size)) for group, size in zip(graph.groups, kept, strict=True)]
+    return PruneResult(out=out, plan=plan, verification=proof, widths=widths)
+
+
+def make_plan(
+    source: Checkpoint, graph: ChannelGraph, config: PruneConfig, budget: Budget, allocation: Allocation
+) -> PrunePlan:
+    """Choose the channels to keep."""
+    tensors = {**dict(source.model.named_parameters()), **dict(source.model.named_buffers())}
+    scores = score_channels(
+        graph,
+        tensors,
+        CRITERIA[config.criterion],
+        reduction=config.reduction,  # type: ignore[arg-type]  # checked by `_choices`
+        normalization=config.normalization,  # type: ignore[arg-type]
+    )
+    keep = allocate(graph, scores, budget, allocation)
+    choice = {
+        "criterion": config.criterion,
+        "reduction": config.reduction,
+        "normalization": config.normalization or CRITERIA[config.criterion].normalization,
+        "allocation": config.allocation,
+        f"target_{budget.unit}": budget.ratio,
+        **asdict(allocation.constraints),
+    }
+    return plan_from_keep(graph, keep, source_sha256=source.sha256, imgsz_px=config.imgsz, choice=choice)
+
+
+def _choices(config: PruneConfig) -> tuple[Budget, Allocation]:
+    """Check everything that can be checked before the checkpoint is read."""
+    _require_choice("criterion", config.criterion, CRITERIA)
+    _require_choice("allocation", config.allocation, PATHS)
+    _require_choice("reduction", config.reduction, ("sum", "mean", "max"))
+    _require_choice("normalization", config.normalization or "none", ("none", "mean"))
+    targets = {"macs": config.target_macs, "params": config.target_params}
+    given = {unit: ratio for unit, ratio in targets.items() if ratio is not None}
+    if len(given) != 1:
+        raise ConfigError(
+            f"{len(given)} targets given", expected="one of target_macs=, target_params= (or plan=)", remedy="target_macs=0.5"
+        )
+    if config.imgsz < 32:
+        raise ConfigError(f"imgsz={config.imgsz}", expected="an image side of at least 32 px")
+    ((unit, ratio),) = given.items()
+    constraints = Constraints(
+        min_channels=config.min_channels, max_fraction=config.max_fraction, round_to=config.round_to
+    )
+    budget = Budget(unit=unit, ratio=ratio, imgsz_px=config.imgsz)  # type: ignore[arg-type]
+    return budget, Allocation(path=config.allocation, constraints=constraints)
+
+
+def _require_choice(key: str, value: str, known: Any) -> None:
+    try:
+        require_known([value], known)
+    except ConfigError as error:
+        raise ConfigError(f"unknown {key} '{value}'", expected=error.expected, remedy=f"choose one of: {', '.join(known)}") from None
+
+
+def _fold_example(graph: ChannelGraph, model: nn.Module) -> torch.Tensor:
+    """Return a random image four times the traced one's side, so that most positions lie away from borders."""
+    side, channels = 4 * graph.cost.imgsz_px, int(model.yaml.get("channels", 3))  # type: ignore[operator, union-attr]
+    return torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0))

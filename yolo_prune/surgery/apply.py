@@ -1,0 +1,79 @@
+"""Slice a model to its kept channels: one vectorised rule for every axis, then each module re-reads its sizes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from yolo_prune.channels import BoolArray, ChannelGraph
+
+KeptEntries: TypeAlias = Callable[[str, int], BoolArray]
+"""(parameter name relative to a module, dim) -> which of its entries were kept."""
+
+Reread: TypeAlias = Callable[[nn.Module, KeptEntries], None]
+"""Makes a sliced module's attributes agree with its weights."""
+
+
+def apply(model: nn.Module, graph: ChannelGraph, keep: BoolArray, *, reread: Sequence[Reread] = ()) -> nn.Module:
+    """Return a slim copy of a model; the model itself is untouched.
+
+    Args:
+        model: The traced model.
+        graph: Its channel graph.
+        keep: Keep mask of shape (channels,).
+        reread: What hosts add to the re-reading of sizes, called for every module.
+
+    Raises:
+        PlanError: The mask breaks a lock or a tie.
+    """
+    graph.check_keep(keep)
+    named = [*model.named_parameters(), *model.named_buffers()]
+    # Sliced tensors stand in for the dense ones while the modules are copied: no dense copy is ever made.
+    memo: dict[int, Any] = {id(tensor): _sliced(graph, keep, name, tensor) for name, tensor in named}
+    slim: nn.Module = copy.deepcopy(model, memo)
+    for path, module in slim.named_modules():
+
+        def kept(name: str, dim: int, prefix: str = f"{path}." if path else "") -> BoolArray:
+            return keep[graph.axes[prefix + name, dim].channels]
+
+        for function in (_reread_torch, *reread):
+            function(module, kept)
+    return slim
+
+
+def _sliced(graph: ChannelGraph, keep: BoolArray, name: str, tensor: Tensor) -> Tensor:
+    """Return the kept entries of a tensor, as a tensor (or parameter) of its own."""
+    value = tensor.detach()
+    for dim in range(tensor.dim()):
+        axis = graph.axes.get((name, dim))
+        if axis is not None and not keep[axis.channels].all():
+            value = value.index_select(dim, torch.from_numpy(keep[axis.channels].nonzero()[0]))
+    if value.data_ptr() == tensor.data_ptr():
+        value = value.clone()
+    return nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+
+
+def _reread_torch(module: nn.Module, kept: KeptEntries) -> None:  # noqa: ARG001
+    """Re-read the sizes that torch's own layers remember."""
+    if isinstance(module, _ConvNd):
+        _reread_convolution(module)
+    elif isinstance(module, _BatchNorm) and module.weight is not None:
+        module.num_features = len(module.weight)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+
+
+def _reread_convolution(module: _ConvNd) -> None:
+    first, second = module.weight.shape[:2]
+    if isinstance(module, _ConvTransposeNd):
+        module.in_channels, module.out_channels = first, second * module.groups
+        return
+    if module.groups > 1 and module.groups == module.in_channels:  # depthwise: a group is a channel
+        module.groups = first // (module.out_channels // module.in_channels)
+    module.in_channels, module.out_channels = second * module.groups, first

@@ -1,0 +1,27 @@
+"""Silence channels instead of removing them: the same rule as surgery, with zeros, on the producers' side only."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from yolo_prune.channels import BoolArray, ChannelGraph, Role
+
+
+def silence(model: nn.Module, graph: ChannelGraph, keep: BoolArray, *, constants: bool = False) -> None:
+    """Zero, in place, everything that produces the removed channels: filters, biases, BN scales and shifts.
+
+    Consumers are untouched, so a model that still agrees with its sliced copy depended on nothing else.
+
+    Args:
+        model: The traced model.
+        graph: Its channel graph.
+        keep: Keep mask of shape (channels,).
+        constants: Leave biases and shifts alone, so that removed channels carry the constant that is left of them.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for (name, dim), axis in graph.axes.items():
+            removed = torch.from_numpy((~keep[axis.channels]).nonzero()[0])
+            if axis.role is Role.PRODUCER and len(removed) and not (constants and name.endswith(".bias")):
+                tensors[name].index_fill_(dim, removed, 0.0)

@@ -1,0 +1,130 @@
+"""Proof that a slim model is what its plan promised.
+
+The reference is the dense model with the removed channels silenced at their producers only. It is computed in fp64, so
+that rounding cannot hide a dependency.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from yolo_prune.channels import BoolArray, ChannelGraph, Host
+from yolo_prune.channels.trace import forward_unchanged
+from yolo_prune.errors import VerificationError
+from yolo_prune.surgery.mask import silence
+
+TOLERANCE = 1e-9
+"""Largest allowed |silenced - sliced| in fp64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What the proof found.
+
+    Attributes:
+        max_abs_error: max |silenced - sliced| over all outputs, in training and inference structure, fp64.
+        macs_predicted: MACs of the closed form at `imgsz_px`.
+        macs_counted: MACs that were counted while the deployed slim model ran at `imgsz_px`.
+        params_predicted: Parameters of the closed form.
+        params_counted: Parameters that the slim model holds.
+        imgsz_px: Side of the image that the proof ran on.
+    """
+
+    max_abs_error: float
+    macs_predicted: int
+    macs_counted: int
+    params_predicted: int
+    params_counted: int
+    imgsz_px: int
+
+    def require(self) -> Verification:
+        """Return self, or raise `VerificationError` if anything differs."""
+        if not self.max_abs_error <= TOLERANCE:  # also catches NaN
+            raise VerificationError(
+                f"max |silenced - sliced| = {self.max_abs_error:.3e}",
+                expected=f"at most {TOLERANCE:g} in fp64: the removed channels still mattered to something",
+                remedy="nothing was saved; please report the model's yaml",
+            )
+        for unit, predicted, counted in (
+            ("MACs", self.macs_predicted, self.macs_counted),
+            ("parameters", self.params_predicted, self.params_counted),
+        ):
+            if predicted != counted:
+                raise VerificationError(f"{counted} {unit} counted", expected=f"{predicted}, as predicted")
+        return self
+
+
+def verify(
+    dense: nn.Module,
+    slim: nn.Module,
+    graph: ChannelGraph,
+    keep: BoolArray,
+    *,
+    host: Host | None = None,
+    deployed: Callable[[nn.Module], nn.Module] = lambda model: model,
+    seed: int = 0,
+) -> Verification:
+    """Compare a slim model with the silenced dense one, and its counted cost with the predicted one.
+
+    Args:
+        dense: The model that was sliced.
+        slim: The result of `apply`.
+        graph: Channel graph of `dense`.
+        keep: Keep mask of shape (channels,).
+        host: Picks the outputs that are compared.
+        deployed: Returns what is deployed of a model (layers merged, training branches dropped); may change its
+            argument, which is a copy.
+        seed: Seed of the random input image.
+    """
+    host = host or Host()
+    channels = _image_channels(dense)
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand(1, channels, graph.cost.imgsz_px, graph.cost.imgsz_px, generator=generator, dtype=torch.float64)
+    reference = copy.deepcopy(dense).double()
+    silence(reference, graph, keep)
+    candidate = copy.deepcopy(slim).double()
+    error = max(
+        _max_abs_error(*(_outputs(model, image, host, training=training) for model in (reference, candidate)))
+        for training in (False, True)
+    )
+    kept = graph.kept_widths(keep)
+    return Verification(
+        max_abs_error=error,
+        macs_predicted=round(float(graph.cost.macs(kept))),
+        macs_counted=counted_macs(deployed(copy.deepcopy(slim).float()), image.float()),
+        params_predicted=round(float(graph.cost.params(kept))),
+        params_counted=sum(parameter.numel() for parameter in slim.parameters()),
+        imgsz_px=graph.cost.imgsz_px,
+    )
+
+
+def counted_macs(model: nn.Module, image: Tensor) -> int:
+    """Count the multiply-adds of one inference while it runs (torch's own counter; it counts two per multiply-add)."""
+    with FlopCounterMode(display=False) as counter:
+        forward_unchanged(model, image, training=False)
+    return counter.get_total_flops() // 2
+
+
+def _outputs(model: nn.Module, image: Tensor, host: Host, *, training: bool) -> list[Tensor]:
+    result = host.outputs(forward_unchanged(model, image, training=training))
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def _max_abs_error(expected: list[Tensor], found: list[Tensor]) -> float:
+    shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, found)]
+    if shapes[0] != shapes[1] or not expected:
+        raise VerificationError(f"outputs of shapes {shapes[1]}", expected=f"{shapes[0]}, as the dense model gives")
+    return max(float((one - other).abs().max()) for one, other in zip(expected, found, strict=True))
+
+
+def _image_channels(model: nn.Module) -> int:
+    """Return the input channels of the first convolution."""
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return first.in_channels
