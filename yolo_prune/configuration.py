@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +52,9 @@ def parse(
     """
     values = dict(_split(word) for word in words)
     own = {field.name for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
-    others = {key: values.pop(key) for key in list(values) if key.partition(".")[0] not in own and key in set(passed_on)}
+    others = {
+        key: values.pop(key) for key in list(values) if key.partition(".")[0] not in own and key in set(passed_on)
+    }
     require_known(values, {*own, *passed_on})
     dotted = [f"{key}={value}" for key, value in values.items()]
     return structured(schema, OmegaConf.from_dotlist(dotted)), {k: _yaml_value(k, v) for k, v in others.items()}
@@ -85,8 +87,10 @@ def structured(schema: type[Schema], values: Any) -> Schema:
         missing = "Missing mandatory value" in str(error) or "MISSING" in type(error).__name__.upper()
         key = getattr(error, "full_key", None) or ""
         reason = f"'{key}=' is required" if missing else str(error).strip().split("\n")[0]
-        raise ConfigError(f"{key}: {reason}" if key and not missing else reason, expected=_described(schema, key)) from error
-    assert isinstance(settings, schema)  # noqa: S101  # narrows the type
+        raise ConfigError(
+            f"{key}: {reason}" if key and not missing else reason, expected=_described(schema, key)
+        ) from error
+    assert isinstance(settings, schema)  # narrows the type
     return settings
 
 
@@ -108,8 +112,8 @@ def describe(schema: Any) -> list[tuple[str, str, str]]:
     """Return (key, default with unit, help) of every field, for `--help`."""
     rows = []
     for field in dataclasses.fields(schema):
-        has_factory = field.default_factory is not dataclasses.MISSING
-        default = field.default_factory() if has_factory else field.default  # type: ignore[misc]
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
         shown = "required" if default == MISSING else "none" if default is None else str(default)
         unit = field.metadata.get("unit", "")
         rows.append((field.name, f"{shown} {unit}".strip(), field.metadata.get("help", "")))

@@ -43,7 +43,11 @@ class GroupChoice:
     keep: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not self.keep or list(self.keep) != sorted(set(self.keep)) or not 0 <= self.keep[0] <= self.keep[-1] < self.width:
+        if (
+            not self.keep
+            or list(self.keep) != sorted(set(self.keep))
+            or not 0 <= self.keep[0] <= self.keep[-1] < self.width
+        ):
             raise PlanError(
                 f"kept indices {list(self.keep)[:8]}... for width {self.width}",
                 expected=f"at least one index, ascending, without repeats, in 0..{self.width - 1}",
@@ -103,7 +107,11 @@ class PrunePlan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
-        return {"format": FORMAT, **asdict(self), "groups": {name: asdict(group) for name, group in self.groups.items()}}
+        return {
+            "format": FORMAT,
+            **asdict(self),
+            "groups": {name: asdict(group) for name, group in self.groups.items()},
+        }
 
     @classmethod
     def from_json(cls, value: Any) -> PrunePlan:
@@ -160,7 +168,9 @@ def plan_from_keep(
     graph.check_keep(keep)
 
     def cost(kept: Any) -> Cost:
-        return Cost(macs=round(float(graph.cost.macs(kept, imgsz_px=imgsz_px))), params=round(float(graph.cost.params(kept))))
+        return Cost(
+            macs=round(float(graph.cost.macs(kept, imgsz_px=imgsz_px))), params=round(float(graph.cost.params(kept)))
+        )
 
     groups = {
         group.name: GroupChoice(width=group.width, keep=tuple(int(i) for i in np.flatnonzero(keep[group.channels])))

@@ -87,10 +87,8 @@ class WidthSolver:
 
 def _tied(graph: ChannelGraph) -> IntArray:
     """Return, for every group, the number of the set of groups that ties connect it with."""
-    pairs = [
-        (tie.sets[0][0], index) for tie in graph.ties for part in tie.sets for index in part
-    ]
-    first, second = (np.array(side, dtype=np.int64) for side in zip(*pairs, strict=True)) if pairs else ([], [])
+    pairs = [(tie.sets[0][0], index) for tie in graph.ties for part in tie.sets for index in part]
+    first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     size = len(graph.groups)
     edges = coo_array((np.ones(len(first)), (first, second)), shape=(size, size))
     return connected_components(edges, directed=False)[1].astype(np.int64)

@@ -55,7 +55,7 @@ class Uniform:
 
     def wish(self, step: int) -> FloatArray:
         """Return the scaled width of every group."""
-        return self._widths * (1.0 - step / self.steps)
+        return self._widths.astype(np.float64) * (1.0 - step / self.steps)
 
 
 PATHS: dict[str, type[GlobalThreshold] | type[Uniform]] = {"global": GlobalThreshold, "uniform": Uniform}

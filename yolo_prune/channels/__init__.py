@@ -2,7 +2,17 @@
 
 from yolo_prune.channels.cost import CostModel, CostTerm
 from yolo_prune.channels.facts import Host
-from yolo_prune.channels.graph import Axis, AxisKey, BoolArray, ChannelGraph, ChannelGroup, IntArray, Role, Tie, TraceReport
+from yolo_prune.channels.graph import (
+    Axis,
+    AxisKey,
+    BoolArray,
+    ChannelGraph,
+    ChannelGroup,
+    IntArray,
+    Role,
+    Tie,
+    TraceReport,
+)
 from yolo_prune.channels.trace import trace
 
 __all__ = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -155,7 +155,7 @@ class Facts:
 
     def lock(self, labels: Tensor, reason: str) -> None:
         """Record that the labelled channels must all stay."""
-        ids = labels[labels >= 0].unique().numpy()
+        ids = torch.unique(labels[labels >= 0]).numpy()
         if ids.size:
             self.locks.append((ids, reason))
 
@@ -166,7 +166,7 @@ class Facts:
             for part in parts:
                 self.lock(part, f"{where} mixes channels with unlabelled values")
             return
-        self.ties.append(CountTie(tuple(part.unique().numpy() for part in parts), where))
+        self.ties.append(CountTie(tuple(torch.unique(part).numpy() for part in parts), where))
 
     def price(self, coef: int, axes: Sequence[AxisKey], area_power: int) -> None:
         """Record what an operator of the deployed network costs."""

@@ -144,7 +144,9 @@ class ChannelGraph:
             PlanError: Wrong shape, a locked channel removed, a group emptied, or a tie broken.
         """
         if keep.shape != (self.channel_count,):
-            raise PlanError(f"keep mask has shape {keep.shape}", expected=f"({self.channel_count},), one entry a channel")
+            raise PlanError(
+                f"keep mask has shape {keep.shape}", expected=f"({self.channel_count},), one entry a channel"
+            )
         kept = self.kept_widths(keep)
         for group, width in zip(self.groups, kept, strict=True):
             if group.lock and width != group.width:

@@ -161,7 +161,12 @@ def batch_norm(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, A
         without_rule(facts, func, args, kwargs, out)
         return
     channels = _per_channel(facts, label, "batch norm")
-    for vector, role in ((scale, Role.PRODUCER), (shift, Role.PRODUCER), (mean, Role.STATISTIC), (variance, Role.STATISTIC)):
+    for vector, role in (
+        (scale, Role.PRODUCER),
+        (shift, Role.PRODUCER),
+        (mean, Role.STATISTIC),
+        (variance, Role.STATISTIC),
+    ):
         _vector(facts, vector, channels, role)
     _note_norm(facts, channels, scale)
     facts.set_label(result, _spread(channels, result))
@@ -170,7 +175,8 @@ def batch_norm(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, A
 # Elementwise --------------------------------------------------------------------------------------------------------
 @rule(
     aten.silu, aten.relu, aten.leaky_relu, aten.hardswish, aten.gelu, aten.tanh, aten.hardtanh, aten.elu, aten.mish,
-    aten.neg, aten.abs, aten.silu_, aten.relu_, aten.leaky_relu_, aten.hardswish_, aten.hardtanh_, aten.elu_, aten.mish_,
+    aten.silu_, aten.relu_, aten.leaky_relu_, aten.hardswish_, aten.hardtanh_, aten.elu_, aten.mish_,
+    aten.neg, aten.abs,
 )  # fmt: skip
 def zero_preserving(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> None:  # noqa: ARG001
     """f(0) = 0: a silent channel stays silent."""
@@ -194,8 +200,12 @@ def binary(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any],
         return
     if isinstance(other, Tensor) and _extends_along_channels(label, other):
         facts.lock(label, f"meets an unlabelled tensor in {func.overloadpacket} in {facts.path() or 'the model'}")
-    elif (func.overloadpacket in _MOVES_ZERO and not _is_zero(other)) or (label is second and func.overloadpacket in _DIVIDES):
-        facts.lock(label, f"a constant is added in {facts.path() or 'the model'}, so a silent channel would not be silent")
+    elif (func.overloadpacket in _MOVES_ZERO and not _is_zero(other)) or (
+        label is second and func.overloadpacket in _DIVIDES
+    ):
+        facts.lock(
+            label, f"a constant is added in {facts.path() or 'the model'}, so a silent channel would not be silent"
+        )
     facts.set_label(out, label)
 
 

@@ -33,7 +33,7 @@ class LabelTracer(TorchDispatchMode):
         super().__init__()
         self.facts = facts
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and its rule."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)

@@ -29,8 +29,11 @@ class Criterion(Protocol):
         normalization: What makes its scores comparable between layers.
     """
 
-    name: str
-    normalization: Normalization
+    @property
+    def name(self) -> str: ...  # noqa: D102  # described above
+
+    @property
+    def normalization(self) -> Normalization: ...  # noqa: D102
 
     def score(self, graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AxisKey, FloatArray]]:
         """Yield, for each axis that the criterion looks at, one score per entry, shape (size of the axis,)."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from yolo_prune.allocation import PATHS, Allocation, Budget, Constraints, allocate
 from yolo_prune.channels import ChannelGraph
@@ -33,7 +32,9 @@ class PruneConfig:
     criterion: str = setting("l2", help=f"which channels matter: {', '.join(CRITERIA)}")
     allocation: str = setting("global", help=f"how many go where: {', '.join(PATHS)}")
     reduction: str = setting("mean", help="how a channel's scores are combined: sum, mean, max")
-    normalization: str | None = setting(None, help="none or mean (divide by the group's mean); default: the criterion's")
+    normalization: str | None = setting(
+        None, help="none or mean (divide by the group's mean); default: the criterion's"
+    )
     min_channels: int = setting(8, help="fewest that a group keeps", unit="channels")
     max_fraction: float = setting(0.9, help="largest fraction of a group that may go")
     round_to: int = setting(8, help="kept widths are multiples of this", unit="channels")
@@ -140,7 +141,9 @@ def _choices(config: PruneConfig) -> tuple[Budget, Allocation]:
     given = {unit: ratio for unit, ratio in targets.items() if ratio is not None}
     if len(given) != 1:
         raise ConfigError(
-            f"{len(given)} targets given", expected="one of target_macs=, target_params= (or plan=)", remedy="target_macs=0.5"
+            f"{len(given)} targets given",
+            expected="one of target_macs=, target_params= (or plan=)",
+            remedy="target_macs=0.5",
         )
     if config.imgsz < 32:
         raise ConfigError(f"imgsz={config.imgsz}", expected="an image side of at least 32 px")
@@ -156,10 +159,12 @@ def _require_choice(key: str, value: str, known: Any) -> None:
     try:
         require_known([value], known)
     except ConfigError as error:
-        raise ConfigError(f"unknown {key} '{value}'", expected=error.expected, remedy=f"choose one of: {', '.join(known)}") from None
+        raise ConfigError(
+            f"unknown {key} '{value}'", expected=error.expected, remedy=f"choose one of: {', '.join(known)}"
+        ) from None
 
 
-def _fold_example(graph: ChannelGraph, model: nn.Module) -> torch.Tensor:
+def _fold_example(graph: ChannelGraph, model: Any) -> torch.Tensor:
     """Return a random image four times the traced one's side, so that most positions lie away from borders."""
-    side, channels = 4 * graph.cost.imgsz_px, int(model.yaml.get("channels", 3))  # type: ignore[operator, union-attr]
+    side, channels = 4 * graph.cost.imgsz_px, int(model.yaml.get("channels", 3))
     return torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0))

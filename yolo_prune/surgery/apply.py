@@ -37,12 +37,12 @@ def apply(model: nn.Module, graph: ChannelGraph, keep: BoolArray, *, reread: Seq
     # Sliced tensors stand in for the dense ones while the modules are copied: no dense copy is ever made.
     memo: dict[int, Any] = {id(tensor): _sliced(graph, keep, name, tensor) for name, tensor in named}
     slim: nn.Module = copy.deepcopy(model, memo)
-    for path, module in slim.named_modules():
+    for function in (_reread_torch, *reread):  # torch's layers first: blocks read their children
+        for path, module in slim.named_modules():
 
-        def kept(name: str, dim: int, prefix: str = f"{path}." if path else "") -> BoolArray:
-            return keep[graph.axes[prefix + name, dim].channels]
+            def kept(name: str, dim: int, prefix: str = f"{path}." if path else "") -> BoolArray:
+                return keep[graph.axes[prefix + name, dim].channels]
 
-        for function in (_reread_torch, *reread):
             function(module, kept)
     return slim
 

@@ -50,7 +50,7 @@ def fold_constants(dense: nn.Module, slim: nn.Module, graph: ChannelGraph, keep:
     folded: dict[str, list[str]] = {"exact": [], "at_border": [], "skipped": []}
     for path, constant in constants.items():
         layer = layers[path]
-        assert isinstance(layer, nn.Conv2d)  # noqa: S101  # `_readers` yields nothing else
+        assert isinstance(layer, nn.Conv2d)  # `_readers` yields nothing else
         removed = ~torch.from_numpy(keep[graph.axes[f"{path}.weight", 1].channels])
         answer = layer.weight.detach()[:, removed].sum(dim=(2, 3)).double() @ constant
         outputs = graph.axes.get((f"{path}.weight", 0))

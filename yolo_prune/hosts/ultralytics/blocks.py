@@ -1,4 +1,4 @@
-"""What Ultralytics' blocks hide in Python: sizes to re-read after surgery, axes to lock, branches dropped in deployment.
+"""What Ultralytics' blocks hide in Python: sizes to re-read after surgery, axes to lock, branches dropped at the end.
 
 One row per block; a new block is a new row. Subclasses follow their parents.
 """
@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 from ultralytics.nn.modules.block import (
+    C2PSA,
     PSA,
     ADown,
     Attention,
     C2f,
-    C2PSA,
     CBLinear,
     RepNCSPELAN4,
     RepVGGDW,
@@ -103,7 +103,9 @@ def host_for(model: nn.Module) -> Host:
     return Host(
         outputs=raw_outputs,
         resizes=lambda module: isinstance(module, tuple(REREAD)),
-        locked_axes=lambda module: [axis for block, axes in LOCKED.items() if isinstance(module, block) for axis in axes],
+        locked_axes=lambda module: [
+            axis for block, axes in LOCKED.items() if isinstance(module, block) for axis in axes
+        ],
         training_only=lambda path: f"{path}.".startswith(dropped) if dropped else False,
     )
 

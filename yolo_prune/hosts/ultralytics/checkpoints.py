@@ -188,7 +188,9 @@ def _require_prunable(model: nn.Module, name: str) -> nn.Module:
     """Refuse fused models and tasks without support."""
     task = getattr(model, "task", None) or _task_of(model)
     if task not in SUPPORTED_TASKS:
-        raise CheckpointError(f"'{name}' is a model for task '{task}'", expected=f"one of: {', '.join(SUPPORTED_TASKS)}")
+        raise CheckpointError(
+            f"'{name}' is a model for task '{task}'", expected=f"one of: {', '.join(SUPPORTED_TASKS)}"
+        )
     if is_fused(model):
         raise CheckpointError(
             f"'{name}' is fused: its batch norms were folded into the convolutions",

@@ -118,7 +118,9 @@ def read_data(data: Path) -> dict[str, Any]:
     try:
         description = yaml.safe_load(data.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read data yaml '{data}': {error}", expected="a YAML file with train, val and names") from error
+        raise DataError(
+            f"cannot read data yaml '{data}': {error}", expected="a YAML file with train, val and names"
+        ) from error
     if not isinstance(description, dict):
         raise DataError(f"'{data}' is not a data description", expected="a YAML mapping with train, val and names")
     return description

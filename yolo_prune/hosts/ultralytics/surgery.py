@@ -12,13 +12,13 @@ from yolo_prune.hosts.ultralytics.blocks import host_for, reread
 from yolo_prune.surgery import Verification, apply, verify
 
 
-def trace_model(model: nn.Module) -> ChannelGraph:
+def trace_model(model: Any) -> ChannelGraph:
     """Return the channel graph of a model of this host; the model is left bit-identical.
 
     The image spans two cells of the coarsest feature map, so that a pooled map can be told from an unpooled one.
     """
-    side = 2 * int(model.stride.max())  # type: ignore[operator, union-attr]
-    channels = int(model.yaml.get("channels", 3))  # type: ignore[operator, union-attr]
+    side = 2 * int(model.stride.max())
+    channels = int(model.yaml.get("channels", 3))
     return trace(model, torch.zeros(1, channels, side, side), host=host_for(model))
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn.tasks import torch_safe_load
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -67,7 +68,7 @@ def trainable_copy(weights: nn.Module) -> nn.Module:
     """
     if is_fused(weights):
         raise CheckpointError("a fused model cannot be trained", expected="a checkpoint that was not fused")
-    model = copy.deepcopy(weights).float()
+    model: Any = copy.deepcopy(weights).float()
     model.criterion = None  # built anew for this training's arguments
     for name, parameter in model.named_parameters():
         parameter.requires_grad = ".dfl" not in name  # stripped checkpoints are stored frozen
@@ -95,13 +96,11 @@ def stock_keys() -> dict[str, Any]:
     return dict(DEFAULT_CFG_DICT)
 
 
-def train(model: str | Path, *, project: Path, name: str, resume: bool = False, **stock: Any) -> Path:
+def train(model: str | Path, *, resume: bool = False, **stock: Any) -> Path:
     """Train with the stock trainer, slim networks included.
 
     Args:
         model: A checkpoint, dense or slim, a yaml name, or the `last.pt` of the run that is resumed.
-        project: Folder of the run's folder.
-        name: Name of the run's folder.
         resume: Continue an interrupted run.
         stock: Any training key of the host.
 
@@ -109,6 +108,7 @@ def train(model: str | Path, *, project: Path, name: str, resume: bool = False, 
         Path of the best checkpoint.
 
     Raises:
+        CheckpointError: `resume` with a checkpoint of a run that is finished.
         ConfigError: `pretrained=False` or other weights with a slim checkpoint.
     """
     yolo = YOLO(str(model))
@@ -118,13 +118,28 @@ def train(model: str | Path, *, project: Path, name: str, resume: bool = False, 
             expected="the slim checkpoint's own weights: no yaml describes its widths",
             remedy="leave `pretrained` out",
         )
-    options = {**stock, "project": str(project.absolute()), "name": name, "exist_ok": True}
-    yolo.train(trainer=SlimDetectionTrainer, resume=resume, **options)
+    if resume and not _is_resumable(yolo.ckpt):
+        raise CheckpointError(f"'{model}' has no training state", expected="the last.pt of an interrupted run")
+    yolo.train(trainer=SlimDetectionTrainer, resume=resume, **stock)
     best: Path = yolo.trainer.best
     return best if best.is_file() else yolo.trainer.last
 
 
-def reset_weights(model: nn.Module, *, seed: int) -> None:
+def interrupted(folder: Path) -> Literal["nothing", "resumable", "finished"]:
+    """Say what a training left in its folder: the host strips the training state of `last.pt` when it finishes."""
+    last = folder / "weights" / "last.pt"
+    try:
+        content = torch_safe_load(str(last), safe_only=True)[0]
+    except Exception:  # absent, or cut off while it was written: there is nothing to go on from
+        return "nothing"
+    return "resumable" if _is_resumable(content) else "finished"
+
+
+def _is_resumable(content: Any) -> bool:
+    return bool(content) and content.get("epoch", -1) >= 0 and content.get("optimizer") is not None
+
+
+def reset_weights(model: Any, *, seed: int) -> None:
     """Give every layer new random weights, in place, widths unchanged: the control that trains from scratch.
 
     The head's biases get the host's own start values.
@@ -133,5 +148,4 @@ def reset_weights(model: nn.Module, *, seed: int) -> None:
     for path, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.Linear)) and ".dfl" not in path:
             module.reset_parameters()
-    head: Any = model.model[-1]  # type: ignore[index, union-attr]
-    head.bias_init()
+    model.model[-1].bias_init()

@@ -1,0 +1,143 @@
+"""Allocation: budgets are met, floors, ties and multiples hold, and wishes are settled monotonically."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import SMALL, lively
+from toys import build
+
+from yolo_prune.allocation import PATHS, Allocation, Budget, Constraints, WidthSolver, allocate
+from yolo_prune.channels import ChannelGraph, trace
+from yolo_prune.errors import ConfigError, InfeasibleTargetError
+from yolo_prune.hosts.ultralytics.surgery import trace_model
+
+
+@functools.cache
+def family(name: str) -> ChannelGraph:
+    return trace_model(lively(name))
+
+
+def random_scores(graph: ChannelGraph, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(graph.channel_count)
+
+
+constraints = st.builds(
+    Constraints,
+    min_channels=st.integers(1, 40),
+    max_fraction=st.floats(0.0, 0.97),
+    round_to=st.sampled_from([1, 2, 4, 8, 16, 32]),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(constraints, st.integers(0, 2**32 - 1), st.sampled_from(["yolov8n", "yolov9t", "yolo11n"]))
+def test_settled_widths_respect_everything(limits: Constraints, seed: int, name: str) -> None:
+    graph = family(name)
+    solver, widths = WidthSolver(graph, limits), graph.widths()
+    wish = widths * np.random.default_rng(seed).random(len(widths))
+    kept = solver.settle(wish)
+    assert (kept <= widths).all()
+    assert (kept >= np.minimum(limits.min_channels, widths)).all()
+    assert (widths - kept <= widths * limits.max_fraction + 1e-6).all()
+    assert ((kept % limits.round_to == 0) | (kept == widths)).all()
+    assert all(kept[i] == group.width for i, group in enumerate(graph.groups) if group.lock)
+    for tie in graph.ties:
+        assert len({int((widths - kept)[list(part)].sum()) for part in tie.sets}) == 1
+    assert (solver.settle(wish * 0.7) <= kept).all()  # monotone, or bisection would be a lottery
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.2, 0.95), st.sampled_from(list(PATHS)), st.sampled_from(["macs", "params"]), st.sampled_from([1, 8]))
+def test_budgets_are_met_and_used(ratio: float, path: str, unit: str, round_to: int) -> None:
+    graph = family("yolov8n")
+    budget = Budget(unit=unit, ratio=ratio)
+    plan = Allocation(path=path, constraints=Constraints(round_to=round_to))
+    keep = allocate(graph, random_scores(graph), budget, plan)
+    graph.check_keep(keep)
+    reached = budget.cost(graph, graph.kept_widths(keep)) / budget.cost(graph, graph.widths())
+    assert ratio - (0.02 if round_to == 1 else 0.06) <= reached <= ratio
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_half_the_macs_is_reached_closely_on_every_family(name: str) -> None:
+    graph = family(name)
+    budget = Budget(unit="macs", ratio=0.5)
+    keep = allocate(graph, random_scores(graph), budget, Allocation())
+    assert 0.485 <= budget.cost(graph, graph.kept_widths(keep)) / budget.cost(graph, graph.widths()) <= 0.5
+
+
+def test_the_lowest_scores_of_each_group_go() -> None:
+    graph = family("yolov8n")
+    scores = random_scores(graph, 1)
+    keep = allocate(graph, scores, Budget(unit="macs", ratio=0.5), Allocation())
+    for group in graph.groups:
+        kept, removed = (scores[group.channels[mask]] for mask in (keep[group.channels], ~keep[group.channels]))
+        if len(removed):
+            assert removed.max() <= kept.min()
+
+
+def test_global_takes_from_where_scores_are_low() -> None:
+    graph = trace(build("Chain"), torch.zeros(1, 3, 8, 8))
+    scores = np.ones(graph.channel_count)
+    a, b = (graph.groups[graph.group_names()[name]].channels for name in "ab")
+    scores[b] = [6, 5, 0.1, 0.2, 4, 3]
+    limits = Constraints(min_channels=1, round_to=1)
+    keep = allocate(graph, scores, Budget(unit="params", ratio=0.93), Allocation(path="global", constraints=limits))
+    assert keep[a].all()
+    assert keep[b].tolist() == [True, True, False, False, True, True]  # 152 parameters, 6 a channel of b: two go
+
+
+def test_uniform_takes_the_same_fraction_everywhere() -> None:
+    graph = family("yolov8n")
+    plan = Allocation(path="uniform", constraints=Constraints(min_channels=1, round_to=1, max_fraction=0.99))
+    keep = allocate(graph, random_scores(graph), Budget(unit="macs", ratio=0.5), plan)
+    free = graph.free_groups()
+    fractions = (graph.kept_widths(keep) / graph.widths())[free]
+    assert fractions.max() - fractions.min() < 0.05
+
+
+def test_plans_are_deterministic() -> None:
+    graph = family("yolo11n")
+    scores = np.zeros(graph.channel_count)  # every score equal: only the rule for equals decides
+    masks = [allocate(graph, scores, Budget(unit="macs", ratio=0.6), Allocation()) for _ in range(2)]
+    assert (masks[0] == masks[1]).all()
+
+
+def test_channels_that_no_criterion_scored_stay() -> None:
+    graph = trace(build("Chain"), torch.zeros(1, 3, 8, 8))
+    scores = np.ones(graph.channel_count)
+    group = graph.groups[graph.group_names()["b"]].channels
+    scores[group] = np.inf
+    limits = Constraints(min_channels=1, round_to=1)
+    for path in PATHS:
+        keep = allocate(graph, scores, Budget(unit="macs", ratio=0.6), Allocation(path=path, constraints=limits))
+        assert keep[group].all()
+
+
+def test_an_impossible_target_names_the_smallest_reachable_one() -> None:
+    graph = family("yolov8n")
+    plan = Allocation(constraints=Constraints(max_fraction=0.3))
+    with pytest.raises(InfeasibleTargetError, match="at least 0") as raised:
+        allocate(graph, random_scores(graph), Budget(unit="macs", ratio=0.1), plan)
+    reachable = float(raised.value.expected.split()[2].rstrip(","))
+    allocate(graph, random_scores(graph), Budget(unit="macs", ratio=reachable), plan)
+    with pytest.raises(InfeasibleTargetError):
+        allocate(graph, random_scores(graph), Budget(unit="macs", ratio=reachable - 2e-4), plan)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 1.2, -0.5, float("nan"), "half"])
+def test_targets_outside_zero_and_one_are_refused(ratio) -> None:
+    with pytest.raises(ConfigError, match="target_macs"):
+        Budget(unit="macs", ratio=ratio)
+
+
+@pytest.mark.parametrize("wrong", [{"min_channels": 0}, {"max_fraction": 1.0}, {"max_fraction": -0.1}, {"round_to": 0}])
+def test_wrong_constraints_are_refused(wrong: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Constraints(**wrong)

@@ -1,0 +1,147 @@
+"""The laws on every family: silenced equals sliced, MACs as predicted, and stock Ultralytics loads the result."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fresh_process import __file__ as fresh_process
+from models import CASES, SMALL, lively
+from random_plans import random_keep
+from torch import nn
+from torch.utils._pytree import tree_leaves
+from ultralytics.nn.modules.block import C2PSA, PSA, C2f, RepNCSPELAN4
+
+from yolo_prune.channels import BoolArray, ChannelGraph
+from yolo_prune.hosts.ultralytics.checkpoints import Checkpoint, widths, write_slim
+from yolo_prune.hosts.ultralytics.surgery import prove, slim_copy, trace_model
+from yolo_prune.plan import plan_from_keep
+from yolo_prune.surgery import TOLERANCE
+
+SEEDS = range(50)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def traced(request: pytest.FixtureRequest) -> tuple[str, nn.Module, ChannelGraph]:
+    model = lively(request.param)
+    return request.param, model, trace_model(model)
+
+
+@pytest.mark.slow
+def test_random_plans_are_exact_and_load_in_stock_ultralytics(traced, tmp_path: Path) -> None:
+    """50 random plans: |silenced - sliced| <= 1e-9 in fp64, MACs counted = predicted; then stock loads each one."""
+    name, model, graph = traced
+    source = Checkpoint(path=tmp_path, sha256="0" * 64, model=model, stored_dtype=torch.float32, train_args={})
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    torch.save(image, tmp_path / "image.pth")
+    expected = {}
+    for seed in SEEDS:
+        keep = random_keep(graph, seed)
+        slim = slim_copy(model, graph, keep)
+        proof = prove(model, slim, graph, keep).require()
+        assert proof.max_abs_error <= TOLERANCE
+        assert proof.macs_counted == proof.macs_predicted < int(graph.cost.macs(graph.widths()))
+        path = tmp_path / f"{name}_{seed}.pt"
+        write_slim(path, slim, source, _plan(graph, keep), dtype=torch.float32)
+        with torch.no_grad():
+            expected[path] = slim.eval()(image)[1]
+    _load_in_stock(tmp_path)
+    for path, outputs in expected.items():
+        found = torch.load(path.with_suffix(".out"))
+        pairs = list(zip(tree_leaves(outputs), tree_leaves(found), strict=True))
+        assert pairs
+        assert all(torch.equal(one, other) for one, other in pairs), path.name
+        path.unlink()  # fifty checkpoints a case are gigabytes
+
+
+def test_blocks_remember_their_new_sizes(traced) -> None:
+    """Exporters read `c` where the forward does not; a stale one only fails there."""
+    _, model, graph = traced
+    slim = slim_copy(model, graph, random_keep(graph, 0))
+    blocks = [module for module in slim.modules() if isinstance(module, (C2f, RepNCSPELAN4, PSA, C2PSA))]
+    assert all(2 * block.c == block.cv1.conv.out_channels == len(block.cv1.bn.weight) for block in blocks)
+    for module in slim.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.shape[:2] == (module.out_channels, module.in_channels // module.groups)
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.num_features == len(module.running_mean)
+
+
+def test_slim_models_pickle_the_classes_of_the_dense_one_only(traced) -> None:
+    _, model, graph = traced
+    slim = slim_copy(model, graph, random_keep(graph, 1))
+    assert [type(module) for module in slim.modules()] == [type(module) for module in model.modules()]
+
+
+def test_head_towers_can_be_pruned(traced) -> None:
+    """41% of v8n's MACs sit in the head, and peers leave them there."""
+    _, model, graph = traced
+    head = f"model.{len(model.model) - 1}."
+    towers = [graph.groups[index] for index in graph.free_groups() if graph.groups[index].name.startswith(head)]
+    branches = 2 if getattr(model.model[-1], "one2one_cv2", None) is not None else 1
+    assert len(towers) >= 3 * 2 * branches  # three levels, a box and a class tower each
+
+
+def test_every_parameter_was_traced_and_final_outputs_are_locked(traced) -> None:
+    _, model, graph = traced
+    assert graph.report.untraced_parameters == ()
+    head = model.model[-1]
+    finals = {f"model.{len(model.model) - 1}.cv{tower}.{level}.2" for tower in (2, 3) for level in range(head.nl)}
+    assert {group.name for group in graph.groups if "reaches the model's output" in group.lock} >= finals
+
+
+def test_a_trace_leaves_the_model_bit_identical(traced) -> None:
+    name, model, _ = traced
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    shape, training = model.model[-1].shape, model.training
+    trace_model(model)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items()), name
+    assert (model.model[-1].shape, model.training) == (shape, training)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_one_step_of_training_runs_on_the_slim_model(name: str) -> None:
+    """A branch that inference does not run must have been cut as well, or the next training step fails."""
+    model = lively(name)
+    graph = trace_model(model)
+    slim = slim_copy(model, graph, random_keep(graph, 2)).train()
+    outputs = [leaf for leaf in tree_leaves(slim(torch.rand(2, 3, 64, 64))) if isinstance(leaf, torch.Tensor)]
+    sum(output.float().square().mean() for output in outputs).backward()
+    assert all(parameter.grad is not None for key, parameter in slim.named_parameters() if ".dfl." not in key)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_macs_at_640_px_are_what_is_counted_there(name: str) -> None:
+    from yolo_prune.surgery import counted_macs
+
+    model = lively(name)
+    graph = trace_model(model)
+    keep = random_keep(graph, 3)
+    slim = slim_copy(model, graph, keep)
+    counted = counted_macs(slim.fuse(verbose=False), torch.zeros(1, 3, 640, 640))
+    assert int(graph.cost.macs(graph.kept_widths(keep), imgsz_px=640)) == counted
+
+
+def _plan(graph: ChannelGraph, keep: BoolArray):
+    return plan_from_keep(graph, keep, source_sha256="0" * 64, imgsz_px=640, choice={})
+
+
+def _load_in_stock(folder: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ULTRALYTICS_SAFE_LOAD": "1"}
+    environment.pop("PYTHONPATH", None)
+    subprocess.run(
+        [sys.executable, "-I", fresh_process, str(folder)], check=True, cwd=folder, env=environment, capture_output=True
+    )
+
+
+def test_widths_differ_between_plans(traced) -> None:
+    """The plans above are not all the same plan."""
+    _, model, graph = traced
+    found = [widths(slim_copy(model, graph, random_keep(graph, seed))) for seed in (0, 1)]
+    assert found[0] != found[1]
+    assert np.mean([random_keep(graph, seed).mean() for seed in SEEDS]) < 0.9

@@ -1,0 +1,169 @@
+"""Surgery: the proof notices sabotage, masking touches producers only, and folding gives constants back."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from models import lively
+from random_plans import random_keep
+from torch import nn
+from toys import build
+
+from yolo_prune.channels import Role, trace
+from yolo_prune.errors import VerificationError
+from yolo_prune.hosts.ultralytics.surgery import prove, slim_copy, trace_model
+from yolo_prune.surgery import apply, fold_constants, silence, verify
+
+
+def pruned(name: str, seed: int = 0):
+    model = build(name, seed=seed)
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    keep = random_keep(graph, seed, low=0.3, high=0.5)
+    return model, graph, keep, apply(model, graph, keep)
+
+
+SABOTAGE = {
+    "a weight": lambda slim: slim.b.weight.data[0].mul_(1.001),
+    "a scale": lambda slim: slim.norm.weight.data.add_(1e-3),
+    "a running mean": lambda slim: slim.norm.running_mean.add_(1e-3),
+    "two filters swapped": lambda slim: slim.b.weight.data.copy_(slim.b.weight.data.flip(1)),
+}
+
+
+@pytest.mark.parametrize("what", SABOTAGE)
+def test_the_proof_notices_a_changed(what: str) -> None:
+    model, graph, keep, slim = pruned("Chain")
+    verify(model, slim, graph, keep).require()
+    SABOTAGE[what](slim)
+    with pytest.raises(VerificationError, match="silenced"):
+        verify(model, slim, graph, keep).require()
+
+
+def test_the_proof_notices_another_mask() -> None:
+    """Swapping which channel of a group stays keeps every shape and every cost."""
+    model, graph, keep, slim = pruned("Residual")
+    other = keep.copy()
+    channels = graph.groups[graph.group_names()["b"]].channels
+    kept, removed = channels[keep[channels]], channels[~keep[channels]]
+    other[[kept[0], removed[0]]] = [False, True]
+    with pytest.raises(VerificationError):
+        verify(model, slim, graph, other).require()
+
+
+def test_the_proof_notices_a_cost_that_was_not_predicted() -> None:
+    model, graph, keep, slim = pruned("Chain")
+    slim.spare = nn.Conv2d(3, 3, 1)
+    with pytest.raises(VerificationError, match="parameters counted"):
+        verify(model, slim, graph, keep).require()
+
+
+def test_the_proof_notices_nan() -> None:
+    model, graph, keep, slim = pruned("Chain")
+    slim.out.weight.data.fill_(float("nan"))
+    with pytest.raises(VerificationError):
+        verify(model, slim, graph, keep).require()
+
+
+def test_a_consumer_that_was_not_traced_would_be_noticed() -> None:
+    """The proof is not circular: drop an equality from the graph and the outputs differ."""
+    model = lively("yolov8n")
+    graph = trace_model(model)
+    keep = random_keep(graph, 0)
+    slim = slim_copy(model, graph, keep)
+    reference = copy.deepcopy(model)
+    with torch.no_grad():  # a hidden reader: the class tower now also depends on a removed stem channel's filter
+        removed = np.flatnonzero(~keep[graph.axes["model.0.conv.weight", 0].channels])[0]
+        reference.model[1].bn.bias.add_(reference.model[0].conv.weight[removed].sum())
+    with pytest.raises(VerificationError):
+        prove(reference, slim, graph, keep).require()
+
+
+def test_masking_touches_producers_only() -> None:
+    model, graph, keep, _ = pruned("Chain", seed=1)
+    masked = copy.deepcopy(model)
+    silence(masked, graph, keep)
+    before, after = model.state_dict(), masked.state_dict()
+    for (name, dim), axis in graph.axes.items():
+        removed = torch.from_numpy(~keep[axis.channels])
+        kept_equal = torch.equal(*(state[name].movedim(dim, 0)[~removed] for state in (before, after)))
+        if axis.role is Role.PRODUCER and before[name].dim() == 1:
+            assert kept_equal
+            assert not after[name][removed].any()
+        if axis.role is Role.STATISTIC:
+            assert torch.equal(before[name], after[name])
+    kept_filters = torch.from_numpy(keep[graph.axes["b.weight", 0].channels])
+    assert torch.equal(before["b.weight"][kept_filters], after["b.weight"][kept_filters])  # removed inputs included
+
+
+class Pointwise(nn.Module):
+    """conv-bn-silu-conv(1x1)-bn-silu-conv(1x1, bias): folding is exact."""
+
+    def __init__(self, size: int = 1) -> None:
+        super().__init__()
+        self.a, self.norm_a = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6, eps=1e-3)
+        self.b, self.norm_b = nn.Conv2d(6, 5, size, padding=size // 2, bias=False), nn.BatchNorm2d(5, eps=1e-3)
+        self.out = nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        act = nn.functional.silu
+        return self.out(act(self.norm_b(self.b(act(self.norm_a(self.a(x)))))))
+
+
+def constant_reference(model: nn.Module, graph, keep) -> nn.Module:
+    """The dense model whose removed channels carry only their constants."""
+    reference = copy.deepcopy(model)
+    silence(reference, graph, keep, constants=True)
+    return reference
+
+
+def shifted(size: int) -> nn.Module:
+    torch.manual_seed(0)
+    model = Pointwise(size).eval()
+    for norm in (model.norm_a, model.norm_b):
+        nn.init.normal_(norm.bias)
+        norm.running_mean.normal_()
+    return model.double()
+
+
+def test_folding_is_exact_for_pointwise_readers() -> None:
+    model = shifted(1)
+    graph = trace(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+    keep = random_keep(graph, 0, low=0.4)
+    slim = apply(model, graph, keep)
+    image = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    expected = constant_reference(model, graph, keep)(image)
+    assert (slim(image) - expected).abs().max() > 1e-3  # without folding the constants are missed
+    folding = fold_constants(model, slim, graph, keep, image)
+    assert (slim(image) - expected).abs().max() < 1e-12
+    assert set(folding.exact) == {"b", "out"}
+    assert not folding.at_border
+    assert not folding.skipped
+
+
+def test_folding_into_padded_kernels_is_exact_inside_and_said_to_be_inexact_at_the_border() -> None:
+    model = shifted(3)
+    graph = trace(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+    keep = random_keep(graph, 0, low=0.4)
+    slim = apply(model, graph, keep)
+    image = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    folding = fold_constants(model, slim, graph, keep, image)
+    error = (slim(image) - constant_reference(model, graph, keep)(image)).abs()
+    assert error[..., 1:-1, 1:-1].max() < 1e-12
+    assert error.max() > 1e-6
+    assert folding.at_border == ("b",)
+
+
+def test_folding_brings_a_detector_nearer_to_the_masked_one() -> None:
+    model = lively("yolov8n")
+    graph = trace_model(model)
+    keep = random_keep(graph, 4, high=0.5)
+    image = torch.rand(1, 3, 256, 256)
+    expected = constant_reference(model, graph, keep).eval()(image)[1]["scores"]
+    slim = slim_copy(model, graph, keep).eval()
+    before = (slim(image)[1]["scores"] - expected).abs().mean()
+    fold_constants(model, slim, graph, keep, image)
+    after = (slim(image)[1]["scores"] - expected).abs().mean()
+    assert after < 0.5 * before

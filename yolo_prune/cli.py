@@ -1,0 +1,183 @@
+"""The command line: `yolo-prune VERB key=value ...`."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from yolo_prune import __version__
+from yolo_prune.configuration import describe, load, parse
+from yolo_prune.errors import ConfigError, YoloPruneError
+from yolo_prune.files import refuse_existing, write_json
+
+
+class Result(Protocol):
+    """What a verb returns: something to show and something to write down."""
+
+    def table(self) -> str:
+        """Return what is printed."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `json=FILE` holds."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """One command.
+
+    Attributes:
+        summary: One line for `--help`.
+        load: Imports the schema and the function that does the work: the host is imported only when it is needed.
+        file_first: The first word is a YAML file of settings.
+        passes_on: The command also takes the host's training keys.
+    """
+
+    summary: str
+    load: Callable[[], tuple[Any, Callable[..., Result]]]
+    file_first: bool = False
+    passes_on: bool = False
+
+
+def _inspect() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.inspect import InspectConfig, inspect
+
+    return InspectConfig, inspect
+
+
+def _prune() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.prune import PruneConfig, prune
+
+    return PruneConfig, prune
+
+
+def _finetune() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.train import FinetuneConfig, finetune
+
+    return FinetuneConfig, finetune
+
+
+def _evaluate() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.train import EvaluateConfig, evaluate_checkpoint
+
+    return EvaluateConfig, evaluate_checkpoint
+
+
+def _export() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.deploy import ExportConfig, export
+
+    return ExportConfig, export
+
+
+def _benchmark() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.deploy import BenchmarkConfig, benchmark_artefacts
+
+    return BenchmarkConfig, benchmark_artefacts
+
+
+def _run() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.run import RunConfig, run
+
+    return RunConfig, run
+
+
+VERBS: dict[str, Verb] = {
+    "inspect": Verb(summary="show what may be cut of a model, what not and why", load=_inspect),
+    "prune": Verb(summary="write a slim, verified checkpoint", load=_prune),
+    "finetune": Verb(summary="train a slim checkpoint without rebuilding it", load=_finetune, passes_on=True),
+    "evaluate": Verb(summary="measure mAP of a checkpoint", load=_evaluate),
+    "export": Verb(summary="export to ONNX or NCNN and prove that the artefact agrees", load=_export),
+    "benchmark": Verb(summary="time artefacts beside each other", load=_benchmark),
+    "run": Verb(summary="all of it from one YAML file, resumable: run CONFIG.yaml", load=_run, file_first=True),
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    0: done. 1: a proof failed. 2: bad input. Without `--debug` no traceback is shown for these.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    debug = "--debug" in words
+    try:
+        print(_dispatch([word for word in words if word != "--debug"]), end="")
+    except YoloPruneError as error:
+        return report(error, debug=debug)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def report(error: YoloPruneError, *, debug: bool) -> int:
+    """Print an error for a person and return its exit code."""
+    if debug:
+        traceback.print_exception(error)
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _dispatch(words: list[str]) -> str:
+    if not words or words[0] in ("-h", "--help", "help"):
+        return _usage()
+    if words[0] in ("-V", "--version"):
+        return f"yolo-prune {__version__}\n"
+    if words[0] not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(words[0], VERBS, n=1)
+        raise ConfigError(f"unknown command '{words[0]}'", expected=f"'{near[0]}'?" if near else ", ".join(VERBS))
+    verb, rest = VERBS[words[0]], words[1:]
+    schema, work = verb.load()
+    if any(word in ("-h", "--help") for word in rest):
+        return _help(words[0], verb, schema)
+    return execute(work, *_settings(verb, schema, rest))
+
+
+def execute(work: Callable[..., Result], settings: Any, *more: Any) -> str:
+    """Do the work of a verb, write its JSON if asked for, and return its table."""
+    record = Path(settings.json) if settings.json else None
+    if record is not None:
+        refuse_existing(record)
+    result = work(settings, *more)
+    if record is not None:
+        write_json(record, result.to_json())
+    return result.table()
+
+
+def _settings(verb: Verb, schema: Any, words: list[str]) -> tuple[Any, ...]:
+    if verb.file_first:
+        if not words or "=" in words[0]:
+            raise ConfigError("no settings file given", expected="yolo-prune run CONFIG.yaml [key=value ...]")
+        return (load(schema, Path(words[0]), words[1:]),)
+    if verb.passes_on:
+        from yolo_prune.hosts.ultralytics.trainer import stock_keys
+
+        return parse(schema, words, passed_on=stock_keys())
+    return (parse(schema, words)[0],)
+
+
+def _usage() -> str:
+    lines = [
+        f"yolo-prune {__version__}: prune YOLO detectors",
+        "",
+        "usage: yolo-prune COMMAND key=value ... [--debug]",
+        "",
+    ]
+    lines += [f"  {name:<10} {verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join([*lines, "", "yolo-prune COMMAND --help lists its keys with defaults and units.", ""])
+
+
+def _help(name: str, verb: Verb, schema: Any) -> str:
+    rows = describe(schema)
+    key_width, default_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = [f"yolo-prune {name}: {verb.summary}", ""]
+    lines += [f"  {key:<{key_width}}  {default:<{default_width}}  {text}" for key, default, text in rows]
+    if verb.passes_on:
+        lines += ["", "Every training key of Ultralytics (epochs=, batch=, lr0=, device=, ...) is passed on."]
+    return "\n".join([*lines, ""])

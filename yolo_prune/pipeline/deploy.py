@@ -1,0 +1,170 @@
+"""`export` and `benchmark`: artefacts that agree with PyTorch, timed beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from yolo_prune.configuration import setting
+from yolo_prune.errors import ConfigError, DataError
+from yolo_prune.export.benchmark import BenchmarkReport, benchmark
+from yolo_prune.export.parity import ParityReport, check_parity
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
+from yolo_prune.hosts.ultralytics.evaluation import image_files
+from yolo_prune.hosts.ultralytics.export import ExportFormat, export_model
+from yolo_prune.report import render
+
+SUFFIXES = {"onnx": ".onnx", "ncnn": "_ncnn_model"}
+"""How artefacts are called, by format; the host's own endings, so that `YOLO(artefact)` knows them."""
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """Settings of `export`."""
+
+    model: str = setting(help="checkpoint (.pt), dense or slim")
+    out: str = setting(help="folder for the artefacts")
+    format: str = setting("onnx", help=f"comma-separated: {', '.join(SUFFIXES)}")
+    imgsz: int = setting(640, help="image side", unit="px")
+    data: str | None = setting(None, help="data yaml whose val images prove parity; default: drawn images")
+    images: int = setting(4, help="number of images for parity", unit="images")
+    json: str | None = setting(None, help="also write the parity figures to this JSON file; must not exist")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """Artefacts and how far they agree with PyTorch."""
+
+    artefacts: tuple[Path, ...]
+    parity: tuple[ParityReport, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return paths and parity as plain values."""
+        return {"artefacts": [str(path) for path in self.artefacts], "parity": [one.to_json() for one in self.parity]}
+
+    def table(self) -> str:
+        """Return one row per artefact."""
+        rows = [
+            [
+                str(path),
+                one.backend,
+                one.precision,
+                f"{one.max_rel:.1e}",
+                f"{one.tolerance:g}",
+                "yes" if one.passed else "NO",
+            ]
+            for path, one in zip(self.artefacts, self.parity, strict=True)
+        ]
+        return render(["artefact", "backend", "precision", "max relative error", "tolerance", "parity"], rows)
+
+
+def export(config: ExportConfig) -> ExportResult:
+    """Export a checkpoint and prove that every artefact agrees with PyTorch.
+
+    Raises:
+        YoloPruneError: Unknown format, a failed export, or an artefact that disagrees.
+    """
+    formats = [name.strip() for name in config.format.split(",") if name.strip()]
+    for name in formats:
+        if name not in SUFFIXES:
+            raise ConfigError(f"unknown format '{name}'", expected=f"one or more of: {', '.join(SUFFIXES)}")
+    source = Path(config.model)
+    read_checkpoint(source)
+    images = sample_images(Path(config.data), "val", config.images) if config.data else None
+    artefacts, reports = [], []
+    for name in formats:
+        artefact = export_one(source, Path(config.out), name, imgsz_px=config.imgsz)
+        reports.append(check_parity(source, artefact, imgsz_px=config.imgsz, images=images).require())
+        artefacts.append(artefact)
+    return ExportResult(artefacts=tuple(artefacts), parity=tuple(reports))
+
+
+def export_one(source: Path, folder: Path, format_name: str, *, imgsz_px: int) -> Path:
+    """Export a checkpoint into a folder under the name that the host would give it."""
+    out = folder / f"{source.stem}{SUFFIXES[format_name]}"
+    return export_model(source, format=cast(ExportFormat, format_name), imgsz_px=imgsz_px, out=out)
+
+
+def sample_images(data: Path, split: str, count: int) -> list[NDArray[np.uint8]]:
+    """Return the first images of a split, BGR, in their own sizes.
+
+    Raises:
+        DataError: The split has no readable image.
+    """
+    images = [cv2.imread(str(file)) for file in image_files(data, split)[:count]]
+    found = [cast(NDArray[np.uint8], image) for image in images if image is not None]
+    if not found:
+        raise DataError(f"split '{split}' of '{data}' has no readable image", expected="at least one image file")
+    return found
+
+
+@dataclass(kw_only=True)
+class BenchmarkConfig:
+    """Settings of `benchmark`."""
+
+    models: list[str] = setting(
+        help="artefacts, comma-separated in brackets: [dense.onnx,slim.onnx]; .pt, .onnx, NCNN folder"
+    )
+    imgsz: int = setting(640, help="image side", unit="px")
+    threads: int = setting(2, help="threads of each runtime")
+    runs: int = setting(100, help="timed runs of each artefact, interleaved")
+    warmup: int = setting(10, help="untimed runs of each artefact before")
+    json: str | None = setting(None, help="also write every timing to this JSON file; must not exist")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkTable:
+    """A benchmark that can be shown: speed-ups are against the first artefact of the same backend."""
+
+    report: BenchmarkReport
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every timing as plain values."""
+        return self.report.to_json()
+
+    def table(self) -> str:
+        """Return one row per artefact."""
+        rows = []
+        first: dict[str, str] = {}
+        for entry in self.report.entries:
+            summary = entry.summary
+            baseline = first.setdefault(entry.backend, entry.name)
+            rows.append(
+                [entry.name, entry.backend, f"{summary.median_ms:.2f}", f"{summary.p5_ms:.2f} .. {summary.p95_ms:.2f}",
+                 speed_up(self.report, entry.name, baseline)]
+            )  # fmt: skip
+        heading = f"{self.report.imgsz_px} px, {self.report.threads} threads, {self.report.runs} interleaved runs\n"
+        return heading + render(["artefact", "backend", "median ms", "p5 .. p95 ms", "speed-up"], rows)
+
+
+def speed_up(report: BenchmarkReport, name: str, baseline: str) -> str:
+    """Return a ratio with its quartiles; 'not separable' where the intervals overlap."""
+    if name == baseline:
+        return "1 (baseline)"
+    ratio = report.speed_up(name, baseline)
+    shown = f"{ratio.ratio:.2f}x ({ratio.p25:.2f} .. {ratio.p75:.2f})"
+    return shown if ratio.faster or ratio.ratio < 1 else f"{shown}, not separable"
+
+
+def benchmark_artefacts(config: BenchmarkConfig) -> BenchmarkTable:
+    """Time artefacts in turns.
+
+    Raises:
+        YoloPruneError: A missing artefact, or one that no runtime reads.
+    """
+    names = _names(config.models)
+    report = benchmark(names, imgsz_px=config.imgsz, threads=config.threads, runs=config.runs, warmup=config.warmup)
+    return BenchmarkTable(report=report)
+
+
+def _names(models: Sequence[str]) -> dict[str, Path]:
+    """Name artefacts by their path as given; the same one twice is refused."""
+    if len(set(models)) != len(models) or not models:
+        raise ConfigError(f"models={list(models)}", expected="at least one artefact, each once")
+    return {model: Path(model) for model in models}

@@ -1,0 +1,229 @@
+"""`run`: from a model and data to a slim, fine-tuned, exported and timed one, resumable at every stage."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yolo_prune.configuration import require_known, setting, structured
+from yolo_prune.errors import ConfigError
+from yolo_prune.export.benchmark import BenchmarkReport, benchmark
+from yolo_prune.export.parity import check_parity
+from yolo_prune.files import new_file, write_json
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
+from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
+from yolo_prune.hosts.ultralytics.trainer import interrupted, reset_weights, stock_keys, train
+from yolo_prune.pipeline.deploy import SUFFIXES, export_one, sample_images
+from yolo_prune.pipeline.prune import PruneConfig, prune
+from yolo_prune.pipeline.stages import Stages
+from yolo_prune.report.summary import summarize
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Settings of `run`, in a YAML file; `key=value` words (dots reach inside) override them."""
+
+    model: str = setting(help="what training starts from: a checkpoint (.pt) or a yaml name of the host")
+    data: str = setting(help="data yaml")
+    out: str = setting(help="folder of the run; running again resumes it")
+    imgsz: int = setting(640, help="image side everywhere", unit="px")
+    seed: int = setting(0, help="seed of every training")
+    train: dict[str, Any] = setting({}, help="the host's training keys for the dense model; epochs: 0 skips it")
+    prune: dict[str, Any] = setting({}, help="settings of `prune`")
+    finetune: dict[str, Any] = setting({}, help="the host's training keys for the slim model")
+    control: bool = setting(False, help="also train the slim shapes from random weights, as the fine-tune")
+    splits: list[str] = setting(["val"], help="splits on which mAP is measured")
+    formats: list[str] = setting(["onnx", "ncnn"], help=f"artefacts: {', '.join(SUFFIXES)}")
+    runs: int = setting(100, help="timed runs of each artefact, interleaved")
+    threads: int = setting(2, help="threads of each runtime")
+    json: str | None = setting(None, help="also write the summary to this JSON file; must not exist")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run found."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as plain values."""
+        return self.summary
+
+    def table(self) -> str:
+        """Return the one table."""
+        return f"{summarize(self.summary)}written to {self.folder / 'summary.md'} and summary.json\n"
+
+
+def run(config: RunConfig) -> RunResult:
+    """Run every stage that is not done yet and sum up.
+
+    Raises:
+        YoloPruneError: Bad input, before any long work; or a proof that failed.
+    """
+    _check(config)
+    return _Run(config).all()
+
+
+def _check(config: RunConfig) -> None:
+    """Refuse what would fail hours later."""
+    for split in {"train", "val", *config.splits}:
+        require_split(Path(config.data), split)
+    for part in (config.train, config.finetune):
+        require_known(part, {*stock_keys()} - {"model", "data", "imgsz", "seed", "project", "name", "resume"})
+    require_known(config.formats, SUFFIXES)
+    prune_settings(config, model="-", out="-")
+    if config.model.endswith(".pt"):
+        read_checkpoint(Path(config.model))
+    elif not config.train.get("epochs"):
+        raise ConfigError("train.epochs is 0 and model is no checkpoint", expected="a trained .pt, or epochs to train")
+
+
+def prune_settings(config: RunConfig, *, model: str, out: str) -> PruneConfig:
+    """Return the settings of the prune stage."""
+    require_known(config.prune, set(vars(PruneConfig(model="-", out="-"))) - {"model", "out", "json", "imgsz"})
+    return structured(PruneConfig, {"imgsz": config.imgsz, **config.prune, "model": model, "out": out})
+
+
+class _Run:
+    """The stages of one run. Each method is a stage: reads files, writes files, returns its record."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.folder = Path(config.out)
+        self.data = Path(config.data)
+        self.names = ["dense", "slim", *(["control"] if config.control else [])]
+        exports = len(self.names[:2]) * len(config.formats)
+        self.stages = Stages(self.folder, 3 + (2 if config.control else 0) + len(self.names) + exports + 1)
+        self.checkpoints: dict[str, Path] = {}
+
+    def all(self) -> RunResult:
+        """Go through the stages in order."""
+        settings = {key: value for key, value in asdict(self.config).items() if key not in ("out", "json")}
+        self.stages.open(settings)
+        self.checkpoints["dense"] = Path(self.stages.run("dense", self.dense)["best"])
+        pruned = self.stages.run("prune", self.prune)
+        self.checkpoints["slim"] = Path(self.stages.run("finetune", self.finetune)["best"])
+        if self.config.control:
+            self.stages.run("control_weights", self.control_weights)
+            self.checkpoints["control"] = Path(self.stages.run("control", self.control)["best"])
+        evaluations = {name: self.stages.run(f"evaluate_{name}", self.evaluating(name)) for name in self.names}
+        exports = {
+            f"{name}_{format_name}": self.stages.run(f"export_{name}_{format_name}", self.exporting(name, format_name))
+            for name in self.names[:2]
+            for format_name in self.config.formats
+        }
+        timings = self.stages.run("benchmark", lambda: self.benchmark(exports))
+        return self.sum_up(pruned, evaluations, exports, timings)
+
+    def dense(self) -> dict[str, Any]:
+        """Train the dense model, or take it as it is."""
+        if not self.config.train.get("epochs"):
+            return {"best": self.config.model}
+        return {"best": str(self._train(self.config.model, "dense", self.config.train))}
+
+    def prune(self) -> dict[str, Any]:
+        """Prune the dense model and prove the result."""
+        out = self._fresh(self.folder / "pruned.pt")
+        settings = prune_settings(self.config, model=str(self.checkpoints["dense"]), out=str(out))
+        return prune(settings).to_json()
+
+    def finetune(self) -> dict[str, Any]:
+        """Fine-tune the slim model."""
+        return {"best": str(self._train(str(self.folder / "pruned.pt"), "slim", self.config.finetune))}
+
+    def control_weights(self) -> dict[str, Any]:
+        """Write the slim shapes with random weights."""
+        source = read_checkpoint(self.folder / "pruned.pt")
+        reset_weights(source.model, seed=self.config.seed)
+        path = self.folder / "control.pt"
+        with new_file(path, replace=True) as temporary:
+            torch.save({"model": source.model, "epoch": -1, "train_args": source.train_args}, temporary)
+        return {"path": str(path)}
+
+    def control(self) -> dict[str, Any]:
+        """Train the slim shapes from random weights with the settings of the fine-tune."""
+        return {"best": str(self._train(str(self.folder / "control.pt"), "control", self.config.finetune))}
+
+    def evaluating(self, name: str) -> Callable[[], dict[str, Any]]:
+        """Return the stage that measures mAP of a model on every split."""
+
+        def work() -> dict[str, Any]:
+            model, imgsz = self.checkpoints[name], self.config.imgsz
+            return {s: evaluate(model, data=self.data, split=s, imgsz_px=imgsz).to_json() for s in self.config.splits}
+
+        return work
+
+    def exporting(self, name: str, format_name: str) -> Callable[[], dict[str, Any]]:
+        """Return the stage that exports a model and proves parity on images of the val split."""
+
+        def work() -> dict[str, Any]:
+            source = self._named_copy(name)
+            folder = self.folder / "exports"
+            self._fresh(folder / f"{name}{SUFFIXES[format_name]}")
+            artefact = export_one(source, folder, format_name, imgsz_px=self.config.imgsz)
+            images = sample_images(self.data, "val", 4)
+            parity = check_parity(source, artefact, imgsz_px=self.config.imgsz, images=images).require()
+            return {"path": str(artefact), "parity": parity.to_json()}
+
+        return work
+
+    def benchmark(self, exports: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Time dense and slim beside each other on every runtime."""
+        artefacts = {f"{name}_pytorch": self.checkpoints[name] for name in self.names[:2]}
+        artefacts |= {name: Path(record["path"]) for name, record in exports.items()}
+        options = {"imgsz_px": self.config.imgsz, "threads": self.config.threads, "runs": self.config.runs}
+        return benchmark(artefacts, **options).to_json()
+
+    def sum_up(self, pruned: dict[str, Any], evaluations: Any, exports: Any, timings: Any) -> RunResult:
+        """Write the summary of all stages."""
+        report = BenchmarkReport.from_json(timings)
+        plan = pruned["plan"]
+        costs = {name: plan["before" if name == "dense" else "after"] for name in self.names}
+        summary = {
+            "settings": {key: value for key, value in asdict(self.config).items() if key != "json"},
+            "costs": costs,
+            "verification": pruned["verification"],
+            "evaluations": evaluations,
+            "parity": {name: record["parity"] for name, record in exports.items()},
+            "latency_ms": {entry.name: asdict(entry.summary) for entry in report.entries},
+            "speed_up": {
+                backend: asdict(report.speed_up(f"slim_{backend}", f"dense_{backend}"))
+                for backend in ("pytorch", *self.config.formats)
+            },
+            "machine": asdict(report.machine),
+        }
+        write_json(self.folder / "summary.json", summary, replace=True)
+        with new_file(self.folder / "summary.md", replace=True) as temporary:
+            temporary.write_text(summarize(summary, markdown=True), encoding="utf-8")
+        return RunResult(folder=self.folder, summary=summary)
+
+    def _train(self, model: str, name: str, options: dict[str, Any]) -> Path:
+        """Train, resuming a run that was killed; start anew where nothing can be resumed."""
+        folder = self.folder / name
+        state = interrupted(folder)
+        if state == "finished":
+            return folder / "weights" / "best.pt"
+        if state == "resumable":
+            return train(folder / "weights" / "last.pt", resume=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        fixed = {"data": str(self.data), "imgsz": self.config.imgsz, "seed": self.config.seed}
+        place = {"project": str(self.folder.absolute()), "name": name, "exist_ok": True}
+        return train(model, **{**options, **fixed, **place})
+
+    def _named_copy(self, name: str) -> Path:
+        """Copy a checkpoint to a name that says what it is; artefacts are called after it."""
+        copy = self.folder / "exports" / f"{name}.pt"
+        with new_file(copy, replace=True) as temporary:
+            shutil.copyfile(self.checkpoints[name], temporary)
+        return copy
+
+    def _fresh(self, path: Path) -> Path:
+        """Remove what a killed stage of this run left at a path of this run."""
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return path

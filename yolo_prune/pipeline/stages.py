@@ -1,0 +1,65 @@
+"""Stages chained by files: each runs once, leaves a record, and is skipped when the record is there.
+
+A record is written last, so a stage that was killed has none and runs again (a training resumes by itself).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yolo_prune.errors import ConfigError, OutputError
+from yolo_prune.files import write_json
+
+
+@dataclass
+class Stages:
+    """The stages of one run folder.
+
+    Attributes:
+        folder: Where the run's files stand.
+        total: Number of stages, for progress.
+    """
+
+    folder: Path
+    total: int
+    _count: int = field(default=0, init=False)
+
+    def open(self, settings: Mapping[str, Any]) -> None:
+        """Claim the folder for a run with these settings, or find it claimed by the same ones.
+
+        Raises:
+            OutputError: The folder holds something that is not a run.
+            ConfigError: It holds a run with other settings.
+        """
+        record = self.folder / "run.json"
+        if record.is_file():
+            found = json.loads(record.read_text(encoding="utf-8"))
+            changed = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
+            if changed:
+                raise ConfigError(
+                    f"'{self.folder}' holds a run with other settings: {', '.join(changed)}",
+                    expected="the settings of that run, to resume it",
+                    remedy="choose another out= for a new run",
+                )
+            return
+        if self.folder.exists() and any(path.name != "data" for path in self.folder.iterdir()):
+            raise OutputError(f"'{self.folder}' is not empty and holds no run", expected="a new or empty folder")
+        write_json(record, dict(settings))
+
+    def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the record of a stage, doing its work unless that was done."""
+        self._count += 1
+        record = self.folder / "stages" / f"{name}.json"
+        progress = f"[{self._count}/{self.total}] {name}"
+        if record.is_file():
+            print(f"{progress}: done before", flush=True)
+            found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+            return found
+        print(progress, flush=True)
+        result = work()
+        write_json(record, result)
+        return result

@@ -1,0 +1,106 @@
+"""`finetune` and `evaluate`: the host's trainer and validator, slim networks included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yolo_prune.configuration import setting
+from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.hosts.ultralytics.checkpoints import is_slim, read_checkpoint
+from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, require_split
+from yolo_prune.hosts.ultralytics.trainer import train
+from yolo_prune.report import render
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    """Settings of `finetune`; every training key of the host (epochs=, lr0=, ...) may be added."""
+
+    model: str = setting(help="slim checkpoint, or the last.pt of an interrupted run with resume=true")
+    data: str | None = setting(None, help="data yaml; required unless resume=true")
+    resume: bool = setting(False, help="continue the interrupted run of `model`")
+    json: str | None = setting(None, help="also write the result to this JSON file; must not exist")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a training left behind."""
+
+    best: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the paths as plain values."""
+        return {"best": str(self.best)}
+
+    def table(self) -> str:
+        """Return where the best checkpoint is."""
+        return f"best checkpoint: {self.best}\n"
+
+
+def finetune(config: FinetuneConfig, stock: dict[str, Any]) -> Training:
+    """Fine-tune a slim checkpoint without rebuilding it.
+
+    Raises:
+        YoloPruneError: The checkpoint is not slim, or the data is incomplete.
+    """
+    model = Path(config.model)
+    if not is_slim(read_checkpoint(model).model):
+        raise CheckpointError(
+            f"'{model}' is not a slim checkpoint",
+            expected="one written by `yolo-prune prune`",
+            remedy="train dense checkpoints with `yolo train`",
+        )
+    if config.data is not None:
+        for split in ("train", "val"):
+            require_split(Path(config.data), split)
+        stock = {**stock, "data": config.data}
+    elif not config.resume:
+        raise ConfigError("'data=' is required", expected="data: a data yaml")
+    return Training(best=train(model, resume=config.resume, **stock))
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Settings of `evaluate`."""
+
+    model: str = setting(help="checkpoint (.pt), dense or slim")
+    data: str = setting(help="data yaml")
+    split: str = setting("val", help="train, val or test")
+    imgsz: int = setting(640, help="image side", unit="px")
+    batch: int = setting(16, help="batch size", unit="images")
+    json: str | None = setting(None, help="also write the figures to this JSON file; must not exist")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationTable:
+    """An evaluation that can be shown."""
+
+    model: str
+    evaluation: Evaluation
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as plain values."""
+        return {"model": self.model, **self.evaluation.to_json()}
+
+    def table(self) -> str:
+        """Return one row of figures."""
+        figures = self.evaluation
+        row = [self.model, figures.split, str(figures.images)]
+        row += [f"{value:.3f}" for value in (figures.map50, figures.map50_95, figures.precision, figures.recall)]
+        return render(["model", "split", "images", "mAP50", "mAP50-95", "precision", "recall"], [row])
+
+
+def evaluate_checkpoint(config: EvaluateConfig) -> EvaluationTable:
+    """Measure mAP of a checkpoint on one split.
+
+    Raises:
+        YoloPruneError: The checkpoint cannot be read, or the split is missing.
+    """
+    require_split(Path(config.data), config.split)
+    read_checkpoint(Path(config.model))
+    figures = evaluate(
+        Path(config.model), data=Path(config.data), split=config.split, imgsz_px=config.imgsz, batch=config.batch
+    )
+    return EvaluationTable(model=config.model, evaluation=figures)

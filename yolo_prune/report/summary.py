@@ -1,0 +1,51 @@
+"""The one table of a run: what was dense, what is slim, what the control says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from yolo_prune.report.table import quantity, render
+
+
+def summarize(summary: Mapping[str, Any], *, markdown: bool = False) -> str:
+    """Render the summary of a run: one row a model, then the speed-ups.
+
+    Args:
+        summary: The content of `summary.json`.
+        markdown: Markdown instead of lines drawn for a terminal.
+    """
+    splits = list(next(iter(summary["evaluations"].values())))
+    backends = list(summary["speed_up"])
+    columns = ["", "MACs", "params"]
+    columns += [f"{metric} {split}" for split in splits for metric in ("mAP50", "mAP50-95")]
+    columns += [f"{backend} ms" for backend in backends]
+    rows = [_row(summary, name, splits, backends) for name in summary["costs"]]
+    return render(columns, rows, markdown=markdown) + _notes(summary)
+
+
+def _row(summary: Mapping[str, Any], name: str, splits: list[str], backends: list[str]) -> list[str]:
+    cost = summary["costs"][name]
+    figures = summary["evaluations"][name]
+    row = [name, quantity(cost["macs"]), quantity(cost["params"])]
+    row += [f"{figures[split][metric]:.3f}" for split in splits for metric in ("map50", "map50_95")]
+    for backend in backends:
+        latency = summary["latency_ms"].get(f"{name}_{backend}")
+        row.append(f"{latency['median_ms']:.1f} ({latency['p5_ms']:.1f}..{latency['p95_ms']:.1f})" if latency else "-")
+    return row
+
+
+def _notes(summary: Mapping[str, Any]) -> str:
+    """Say in words what the table's figures are, and which speed-ups are separable."""
+    settings, dense, slim = summary["settings"], summary["costs"]["dense"], summary["costs"]["slim"]
+    lines = [
+        "",
+        f"MACs and latency at {settings['imgsz']} px, batch 1; latency: median (p5..p95) of {settings['runs']} "
+        f"interleaved runs, {settings['threads']} threads, {summary['machine']['cpu']}.",
+        f"Slim keeps {slim['macs'] / dense['macs']:.1%} of the MACs and {slim['params'] / dense['params']:.1%} of the "
+        f"parameters; verified to {summary['verification']['max_abs_error']:.1e} in fp64.",
+    ]
+    for backend, ratio in summary["speed_up"].items():
+        words = "faster" if ratio["faster"] else "not separable" if ratio["ratio"] >= 1 else "slower"
+        lines.append(f"{backend}: {ratio['ratio']:.2f}x ({ratio['p25']:.2f}..{ratio['p75']:.2f}), {words}")
+    return "\n".join(lines) + "\n"
