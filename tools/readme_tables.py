@@ -1,0 +1,87 @@
+"""README's figures from records, never typed by hand.
+
+python tools/readme_tables.py                           rewrites the tables of README.md
+python tools/readme_tables.py run=runs/bccd name=bccd   first adds a run's summary to tools/records
+
+A table stands between `<!-- record: NAME -->` and `<!-- end -->`; NAME.json in tools/records holds its figures.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench_engine import EngineTimes
+
+from yolo_prune.cli import report
+from yolo_prune.configuration import parse, setting
+from yolo_prune.errors import ConfigError, YoloPruneError
+from yolo_prune.files import new_file, write_json
+from yolo_prune.report.summary import summarize
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "tools" / "records"
+BLOCK = re.compile(r"(<!-- record: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+@dataclass(kw_only=True)
+class TablesConfig:
+    """Settings of this tool."""
+
+    run: str | None = setting(None, help="folder of a run whose summary becomes a record")
+    name: str | None = setting(None, help="name of that record")
+
+
+def render_record(name: str) -> str:
+    """Return the Markdown table of a record.
+
+    Raises:
+        ConfigError: There is no such record.
+    """
+    path = RECORDS / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in RECORDS.glob("*.json")))
+        raise ConfigError(f"README names record '{name}'", expected=f"one of: {known}")
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return (
+        summarize(record, markdown=True)
+        if "evaluations" in record
+        else EngineTimes(figures=record).table(markdown=True)
+    )
+
+
+def filled(text: str) -> str:
+    """Return a text with every table made anew from its record."""
+    return BLOCK.sub(lambda match: f"{match[1]}\n{render_record(match[2])}\n{match[3]}", text)
+
+
+def add_run(folder: Path, name: str) -> None:
+    """Make a record of a run's summary, without the paths of the machine that it ran on."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    for key in ("model", "data", "out"):
+        summary["settings"][key] = Path(summary["settings"][key]).name
+    for parity in summary["parity"].values():
+        parity["artefact"] = Path(parity["artefact"]).name
+    write_json(RECORDS / f"{name}.json", summary, replace=True)
+
+
+def main() -> int:
+    """Fill README.md; returns the exit code."""
+    try:
+        config, _ = parse(TablesConfig, sys.argv[1:])
+        if config.run and config.name:
+            add_run(Path(config.run), config.name)
+        text = filled((ROOT / "README.md").read_text(encoding="utf-8"))
+        with new_file(ROOT / "README.md", replace=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except YoloPruneError as error:
+        return report(error, debug=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
