@@ -34,6 +34,7 @@ FREE = {
     "Depthwise": {"a": 4},
     "Grouped": {"a": 3, "grouped#1": 4, "grouped#2": 4},
     "Resampled": {"a": 4, "up": 6},
+    "Padded": {"a": 4},
     "Gated": {"b": 5},
     "Shifted": {"b": 5},
     "FixedSplit": {},
@@ -55,6 +56,7 @@ MACS = {
     "Depthwise": 64 * (3 * 4 + 9 * 4 + 9 * 8 + 8 * 2),
     "Grouped": 64 * (3 * 6 + 3 * 8 + 8 * 2),
     "Resampled": 16 * 9 * 3 * 4 + 16 * 4 * 4 * 6 + 6 * 2,
+    "Padded": 64 * 3 * 4 + 81 * 4 * 5 + 81 * 9 * 5 * 2,
     "Gated": 64 * (3 * 4 + 4 * 5 + 5 * 2),
     "Shifted": 64 * (3 * 4 + 4 * 5 + 5 * 2),
     "FixedSplit": 64 * (3 * 8 + 5 * 2),
@@ -70,7 +72,8 @@ def test_macs_and_parameters_are_the_hand_derived_ones(name: str) -> None:
     assert int(graph.cost.params(graph.widths())) == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", TOYS)
+# The planes of `Padded` grow by a fixed border, so their area does not scale with the image's.
+@pytest.mark.parametrize("name", sorted(TOYS.keys() - {"Padded"}))
 def test_macs_at_another_image_size_are_what_is_counted_there(name: str) -> None:
     model, graph = build(name), graph_of(name)
     counted = counted_macs(model, torch.zeros(1, 3, 4 * SIDE, 4 * SIDE))

@@ -100,6 +100,18 @@ class Resampled(nn.Module):
         return self.out(x.mean((2, 3), keepdim=True))
 
 
+class Padded(nn.Module):
+    """Zeros around a belong to a (free); ones around b would not be silent (locked)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = conv(3, 4), conv(4, 5), nn.Conv2d(5, 2, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(torch.relu(self.a(x)), (1, 0, 0, 1))
+        return self.out(nn.functional.pad(torch.relu(self.b(x)), (1, 1, 1, 1), value=1.0))
+
+
 class Gated(nn.Module):
     """Sigmoid has no rule (f(0) is not 0): a is locked, b is free."""
 
@@ -162,7 +174,7 @@ class Unused(nn.Module):
 TOYS: dict[str, type[nn.Module]] = {
     toy.__name__: toy
     for toy in (
-        Chain, Residual, Branches, Chunked, Depthwise, Grouped, Resampled, Gated, Shifted, FixedSplit, Twin, Unused,
+        Chain, Residual, Branches, Chunked, Depthwise, Grouped, Resampled, Padded, Gated, Shifted, FixedSplit, Twin, Unused,
     )
 }  # fmt: skip
 

@@ -79,7 +79,8 @@ class CostModel:
 
         Args:
             kept: Kept channels per group, shape (groups,) or (candidates, groups).
-            imgsz_px: Side of the square image; a multiple of the model's stride. Default: the traced one.
+            imgsz_px: Side of the square image; a multiple of the model's stride. Default: the traced one. Other sizes
+                are exact for networks whose planes scale with the image, as all detectors of our hosts do.
 
         Returns:
             Shape () or (candidates,); whole numbers, exact below 2**53.

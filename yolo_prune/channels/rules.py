@@ -82,14 +82,15 @@ def reshape(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
 
 @rule(aten.constant_pad_nd)
 def pad(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> None:  # noqa: ARG001
-    """What is padded belongs to the channel that it borders: a kept or removed channel takes its border with it."""
+    """Zeros around a plane belong to its channel; other values, or more channels, cannot be followed."""
     label = facts.label(args[0])
-    if label is not None:
-        channels = _per_channel(facts, label, "padding")
-        if len(args[1]) > 2 * (out.dim() - 2):  # the channel axis itself grows
-            facts.lock(label, f"padded channels in {facts.path() or 'the model'}")
-            channels = torch.full((out.shape[1],), NONE)
-        facts.set_label(out, _spread(channels, out))
+    if label is None:
+        return
+    value = args[2] if len(args) > 2 else kwargs.get("value", 0)
+    if len(args[1]) > 2 * (out.dim() - 2) or value:
+        facts.lock(label, f"padding with {value} in {facts.path() or 'the model'}")
+    else:
+        facts.set_label(out, _spread(_per_channel(facts, label, "padding"), out))
 
 
 @rule(aten.split)
