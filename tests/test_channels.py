@@ -13,7 +13,7 @@ from toys import TOYS, Chain, build
 
 from yolo_prune.channels import ChannelGraph, trace
 from yolo_prune.errors import PlanError, TraceError
-from yolo_prune.surgery import apply, counted_macs, verify
+from yolo_prune.surgery import Verifier, apply, counted_macs
 
 SIDE = 8
 
@@ -87,7 +87,7 @@ def test_silenced_equals_sliced(name: str, seed: int) -> None:
     graph = trace(model, torch.zeros(1, 3, SIDE, SIDE))
     keep = random_keep(graph, seed)
     slim = apply(model, graph, keep)
-    proof = verify(model, slim, graph, keep).require()
+    proof = Verifier(model, graph).verify(slim, keep).require()
     assert proof.max_abs_error <= 1e-12
 
 

@@ -19,11 +19,12 @@ from ultralytics.nn.modules.block import C2PSA, PSA, C2f, RepNCSPELAN4
 
 from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.hosts.ultralytics.checkpoints import Checkpoint, widths, write_slim
-from yolo_prune.hosts.ultralytics.surgery import prove, slim_copy, trace_model
+from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.plan import plan_from_keep
 from yolo_prune.surgery import TOLERANCE
 
-SEEDS = range(50)
+PLANS = {"n": 50, "t": 50, "s": 10}
+"""Random plans by scale; YOLO_PRUNE_PLANS=50 runs as many on every scale."""
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -34,16 +35,16 @@ def traced(request: pytest.FixtureRequest) -> tuple[str, nn.Module, ChannelGraph
 
 @pytest.mark.slow
 def test_random_plans_are_exact_and_load_in_stock_ultralytics(traced, tmp_path: Path) -> None:
-    """50 random plans: |silenced - sliced| <= 1e-9 in fp64, MACs counted = predicted; then stock loads each one."""
+    """Random plans: |silenced - sliced| <= 1e-9 in fp64, MACs counted = predicted; then stock loads each one."""
     name, model, graph = traced
     source = Checkpoint(path=tmp_path, sha256="0" * 64, model=model, stored_dtype=torch.float32, train_args={})
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     torch.save(image, tmp_path / "image.pth")
-    expected = {}
-    for seed in SEEDS:
+    expected, proofs = {}, verifier(model, graph)
+    for seed in range(int(os.environ.get("YOLO_PRUNE_PLANS", PLANS[name[-1]]))):
         keep = random_keep(graph, seed)
         slim = slim_copy(model, graph, keep)
-        proof = prove(model, slim, graph, keep).require()
+        proof = proofs.verify(slim, keep).require()
         assert proof.max_abs_error <= TOLERANCE
         assert proof.macs_counted == proof.macs_predicted < int(graph.cost.macs(graph.widths()))
         path = tmp_path / f"{name}_{seed}.pt"
@@ -144,4 +145,4 @@ def test_widths_differ_between_plans(traced) -> None:
     _, model, graph = traced
     found = [widths(slim_copy(model, graph, random_keep(graph, seed))) for seed in (0, 1)]
     assert found[0] != found[1]
-    assert np.mean([random_keep(graph, seed).mean() for seed in SEEDS]) < 0.9
+    assert np.mean([random_keep(graph, seed).mean() for seed in range(5)]) < 0.9

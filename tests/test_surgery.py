@@ -14,8 +14,8 @@ from toys import build
 
 from yolo_prune.channels import Role, trace
 from yolo_prune.errors import VerificationError
-from yolo_prune.hosts.ultralytics.surgery import prove, slim_copy, trace_model
-from yolo_prune.surgery import apply, fold_constants, silence, verify
+from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
+from yolo_prune.surgery import Verifier, apply, fold_constants, silence
 
 
 def pruned(name: str, seed: int = 0):
@@ -36,10 +36,10 @@ SABOTAGE = {
 @pytest.mark.parametrize("what", SABOTAGE)
 def test_the_proof_notices_a_changed(what: str) -> None:
     model, graph, keep, slim = pruned("Chain")
-    verify(model, slim, graph, keep).require()
+    Verifier(model, graph).verify(slim, keep).require()
     SABOTAGE[what](slim)
     with pytest.raises(VerificationError, match="silenced"):
-        verify(model, slim, graph, keep).require()
+        Verifier(model, graph).verify(slim, keep).require()
 
 
 def test_the_proof_notices_another_mask() -> None:
@@ -50,21 +50,21 @@ def test_the_proof_notices_another_mask() -> None:
     kept, removed = channels[keep[channels]], channels[~keep[channels]]
     other[[kept[0], removed[0]]] = [False, True]
     with pytest.raises(VerificationError):
-        verify(model, slim, graph, other).require()
+        Verifier(model, graph).verify(slim, other).require()
 
 
 def test_the_proof_notices_a_cost_that_was_not_predicted() -> None:
     model, graph, keep, slim = pruned("Chain")
     slim.spare = nn.Conv2d(3, 3, 1)
     with pytest.raises(VerificationError, match="parameters counted"):
-        verify(model, slim, graph, keep).require()
+        Verifier(model, graph).verify(slim, keep).require()
 
 
 def test_the_proof_notices_nan() -> None:
     model, graph, keep, slim = pruned("Chain")
     slim.out.weight.data.fill_(float("nan"))
     with pytest.raises(VerificationError):
-        verify(model, slim, graph, keep).require()
+        Verifier(model, graph).verify(slim, keep).require()
 
 
 def test_a_consumer_that_was_not_traced_would_be_noticed() -> None:
@@ -78,7 +78,7 @@ def test_a_consumer_that_was_not_traced_would_be_noticed() -> None:
         removed = np.flatnonzero(~keep[graph.axes["model.0.conv.weight", 0].channels])[0]
         reference.model[1].bn.bias.add_(reference.model[0].conv.weight[removed].sum())
     with pytest.raises(VerificationError):
-        prove(reference, slim, graph, keep).require()
+        verifier(reference, graph).verify(slim, keep).require()
 
 
 def test_masking_touches_producers_only() -> None:

@@ -174,7 +174,8 @@ class Unused(nn.Module):
 TOYS: dict[str, type[nn.Module]] = {
     toy.__name__: toy
     for toy in (
-        Chain, Residual, Branches, Chunked, Depthwise, Grouped, Resampled, Padded, Gated, Shifted, FixedSplit, Twin, Unused,
+        Chain, Residual, Branches, Chunked, Depthwise, Grouped, Resampled, Padded, Gated, Shifted, FixedSplit,
+        Twin, Unused,
     )
 }  # fmt: skip
 

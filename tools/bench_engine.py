@@ -57,7 +57,7 @@ def measure(name: str) -> dict[str, float]:
     """Time one model in this process."""
     from yolo_prune.allocation import Allocation, Budget, allocate
     from yolo_prune.hosts.ultralytics.checkpoints import build_from_yaml
-    from yolo_prune.hosts.ultralytics.surgery import prove, slim_copy, trace_model
+    from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
     from yolo_prune.importance import CRITERIA, score_channels
 
     model = build_from_yaml(f"{name}.yaml")
@@ -70,7 +70,7 @@ def measure(name: str) -> dict[str, float]:
     slim = slim_copy(model, graph, keep)
     marks.append(time.perf_counter())
     memory = peak_gb()
-    prove(model, slim, graph, keep).require()
+    verifier(model, graph).verify(slim, keep).require()
     marks.append(time.perf_counter())
     trace_s, plan_s, apply_s, verify_s = (after - earlier for earlier, after in itertools.pairwise(marks))
     return {

@@ -10,11 +10,12 @@ import torch
 
 from yolo_prune.allocation import PATHS, Allocation, Budget, Constraints, allocate
 from yolo_prune.channels import ChannelGraph
-from yolo_prune.configuration import require_known, setting
+from yolo_prune.configuration import require_choice, setting
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import refuse_existing
 from yolo_prune.hosts.ultralytics.checkpoints import Checkpoint, read_checkpoint, write_slim
-from yolo_prune.hosts.ultralytics.surgery import prove, slim_copy, trace_model
+from yolo_prune.hosts.ultralytics.inference import require_imgsz
+from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.importance import CRITERIA, score_channels
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.report import quantity, render
@@ -87,14 +88,14 @@ def prune(config: PruneConfig) -> PruneResult:
     out = Path(config.out)
     for path in (out, *(Path(name) for name in (config.save_plan, config.json) if name)):
         refuse_existing(path)
-    chosen = None if config.plan else _choices(config)
+    chosen = None if config.plan else choices(config)
     source = read_checkpoint(Path(config.model))
     graph = trace_model(source.model)
     plan = PrunePlan.load(Path(config.plan)) if config.plan else make_plan(source, graph, config, *chosen)  # type: ignore[misc]
     plan.require_source(source.sha256)
     keep = plan.keep_mask(graph)
     slim = slim_copy(source.model, graph, keep)
-    proof = prove(source.model, slim, graph, keep).require()
+    proof = verifier(source.model, graph).verify(slim, keep).require()
     if config.fold:
         fold_constants(source.model, slim, graph, keep, _fold_example(graph, source.model))
     # Selected weights keep their type; folded ones are new numbers and would lose digits in half precision.
@@ -116,7 +117,7 @@ def make_plan(
         graph,
         tensors,
         CRITERIA[config.criterion],
-        reduction=config.reduction,  # type: ignore[arg-type]  # checked by `_choices`
+        reduction=config.reduction,  # type: ignore[arg-type]  # checked by `choices`
         normalization=config.normalization,  # type: ignore[arg-type]
     )
     keep = allocate(graph, scores, budget, allocation)
@@ -131,12 +132,16 @@ def make_plan(
     return plan_from_keep(graph, keep, source_sha256=source.sha256, imgsz_px=config.imgsz, choice=choice)
 
 
-def _choices(config: PruneConfig) -> tuple[Budget, Allocation]:
-    """Check everything that can be checked before the checkpoint is read."""
-    _require_choice("criterion", config.criterion, CRITERIA)
-    _require_choice("allocation", config.allocation, PATHS)
-    _require_choice("reduction", config.reduction, ("sum", "mean", "max"))
-    _require_choice("normalization", config.normalization or "none", ("none", "mean"))
+def choices(config: PruneConfig) -> tuple[Budget, Allocation]:
+    """Check everything that can be checked before the checkpoint is read.
+
+    Raises:
+        ConfigError: No target or two, an unknown name, or a number that is out of range.
+    """
+    require_choice("criterion", config.criterion, CRITERIA)
+    require_choice("allocation", config.allocation, PATHS)
+    require_choice("reduction", config.reduction, ("sum", "mean", "max"))
+    require_choice("normalization", config.normalization or "none", ("none", "mean"))
     targets = {"macs": config.target_macs, "params": config.target_params}
     given = {unit: ratio for unit, ratio in targets.items() if ratio is not None}
     if len(given) != 1:
@@ -145,23 +150,13 @@ def _choices(config: PruneConfig) -> tuple[Budget, Allocation]:
             expected="one of target_macs=, target_params= (or plan=)",
             remedy="target_macs=0.5",
         )
-    if config.imgsz < 32:
-        raise ConfigError(f"imgsz={config.imgsz}", expected="an image side of at least 32 px")
+    require_imgsz(config.imgsz)
     ((unit, ratio),) = given.items()
     constraints = Constraints(
         min_channels=config.min_channels, max_fraction=config.max_fraction, round_to=config.round_to
     )
     budget = Budget(unit=unit, ratio=ratio, imgsz_px=config.imgsz)  # type: ignore[arg-type]
     return budget, Allocation(path=config.allocation, constraints=constraints)
-
-
-def _require_choice(key: str, value: str, known: Any) -> None:
-    try:
-        require_known([value], known)
-    except ConfigError as error:
-        raise ConfigError(
-            f"unknown {key} '{value}'", expected=error.expected, remedy=f"choose one of: {', '.join(known)}"
-        ) from None
 
 
 def _fold_example(graph: ChannelGraph, model: Any) -> torch.Tensor:

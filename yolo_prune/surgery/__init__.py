@@ -3,7 +3,7 @@
 from yolo_prune.surgery.apply import KeptEntries, Reread, apply
 from yolo_prune.surgery.fold import Folding, fold_constants
 from yolo_prune.surgery.mask import silence
-from yolo_prune.surgery.verify import TOLERANCE, Verification, counted_macs, verify
+from yolo_prune.surgery.verify import TOLERANCE, Verification, Verifier, counted_macs
 
 __all__ = [
     "TOLERANCE",
@@ -11,9 +11,9 @@ __all__ = [
     "KeptEntries",
     "Reread",
     "Verification",
+    "Verifier",
     "apply",
     "counted_macs",
     "fold_constants",
     "silence",
-    "verify",
 ]

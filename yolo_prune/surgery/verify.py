@@ -61,48 +61,59 @@ class Verification:
         return self
 
 
-def verify(
-    dense: nn.Module,
-    slim: nn.Module,
-    graph: ChannelGraph,
-    keep: BoolArray,
-    *,
-    host: Host | None = None,
-    deployed: Callable[[nn.Module], nn.Module] = lambda model: model,
-    seed: int = 0,
-) -> Verification:
-    """Compare a slim model with the silenced dense one, and its counted cost with the predicted one.
+class Verifier:
+    """Proves any number of slim copies of one dense model; the fp64 reference is made once.
 
     Args:
-        dense: The model that was sliced.
-        slim: The result of `apply`.
-        graph: Channel graph of `dense`.
-        keep: Keep mask of shape (channels,).
+        dense: The model that is sliced; it must not change meanwhile.
+        graph: Its channel graph.
         host: Picks the outputs that are compared.
         deployed: Returns what is deployed of a model (layers merged, training branches dropped); may change its
             argument, which is a copy.
         seed: Seed of the random input image.
     """
-    host = host or Host()
-    channels = _image_channels(dense)
-    generator = torch.Generator().manual_seed(seed)
-    image = torch.rand(1, channels, graph.cost.imgsz_px, graph.cost.imgsz_px, generator=generator, dtype=torch.float64)
-    reference = copy.deepcopy(dense).double()
-    silence(reference, graph, keep)
-    candidate = copy.deepcopy(slim).double()
-    error = max(
-        _max_abs_error(*(_outputs(model, image, host, training=training) for model in (reference, candidate)))
-        for training in (False, True)
-    )
-    kept = graph.kept_widths(keep)
-    return Verification(
-        max_abs_error=error,
-        macs_predicted=round(float(graph.cost.macs(kept))),
-        macs_counted=counted_macs(deployed(copy.deepcopy(slim).float()), image.float()),
-        params_predicted=round(float(graph.cost.params(kept))),
-        params_counted=sum(parameter.numel() for parameter in slim.parameters()),
-        imgsz_px=graph.cost.imgsz_px,
-    )
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        graph: ChannelGraph,
+        *,
+        host: Host | None = None,
+        deployed: Callable[[nn.Module], nn.Module] = lambda model: model,
+        seed: int = 0,
+    ) -> None:
+        self._dense, self._graph, self._host, self._deployed = dense, graph, host or Host(), deployed
+        self._reference = copy.deepcopy(dense).double()
+        side, generator = graph.cost.imgsz_px, torch.Generator().manual_seed(seed)
+        self._image = torch.rand(1, _image_channels(dense), side, side, generator=generator, dtype=torch.float64)
+
+    def verify(self, slim: nn.Module, keep: BoolArray) -> Verification:
+        """Compare a slim copy with the silenced dense model, and its counted cost with the predicted one.
+
+        Args:
+            slim: The result of `apply`; it is left as it is.
+            keep: Keep mask of shape (channels,).
+
+        Raises:
+            VerificationError: The outputs differ in number or shape.
+        """
+        self._reference.load_state_dict(self._dense.state_dict())
+        silence(self._reference, self._graph, keep)
+        candidate = copy.deepcopy(slim).double()
+        error = max(self._error(candidate, training=training) for training in (False, True))
+        kept = self._graph.kept_widths(keep)
+        return Verification(
+            max_abs_error=error,
+            macs_predicted=round(float(self._graph.cost.macs(kept))),
+            macs_counted=counted_macs(self._deployed(candidate.float()), self._image.float()),
+            params_predicted=round(float(self._graph.cost.params(kept))),
+            params_counted=sum(parameter.numel() for parameter in slim.parameters()),
+            imgsz_px=self._graph.cost.imgsz_px,
+        )
+
+    def _error(self, candidate: nn.Module, *, training: bool) -> float:
+        models = (self._reference, candidate)
+        return _max_abs_error(*(_outputs(model, self._image, self._host, training=training) for model in models))
 
 
 def counted_macs(model: nn.Module, image: Tensor) -> int:

@@ -9,7 +9,7 @@ from torch import nn
 
 from yolo_prune.channels import BoolArray, ChannelGraph, trace
 from yolo_prune.hosts.ultralytics.blocks import host_for, reread
-from yolo_prune.surgery import Verification, apply, verify
+from yolo_prune.surgery import Verifier, apply
 
 
 def trace_model(model: Any) -> ChannelGraph:
@@ -27,9 +27,9 @@ def slim_copy(model: nn.Module, graph: ChannelGraph, keep: BoolArray) -> nn.Modu
     return apply(model, graph, keep, reread=[reread])
 
 
-def prove(dense: nn.Module, slim: nn.Module, graph: ChannelGraph, keep: BoolArray) -> Verification:
-    """Compare a slim copy with the silenced dense model; see `surgery.verify`."""
-    return verify(dense, slim, graph, keep, host=host_for(dense), deployed=_fused)
+def verifier(dense: nn.Module, graph: ChannelGraph) -> Verifier:
+    """Return what proves slim copies of a model; see `surgery.verify`."""
+    return Verifier(dense, graph, host=host_for(dense), deployed=_fused)
 
 
 def _fused(model: Any) -> nn.Module:
