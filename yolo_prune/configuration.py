@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from yolo_prune.errors import ConfigError
@@ -56,8 +56,8 @@ def parse(
         key: values.pop(key) for key in list(values) if key.partition(".")[0] not in own and key in set(passed_on)
     }
     require_known(values, {*own, *passed_on})
-    dotted = [f"{key}={value}" for key, value in values.items()]
-    return structured(schema, OmegaConf.from_dotlist(dotted)), {k: _yaml_value(k, v) for k, v in others.items()}
+    passed: Any = OmegaConf.to_container(_nested(others))
+    return structured(schema, _nested(values)), passed
 
 
 def load(schema: type[Schema], path: Path, words: Sequence[str]) -> Schema:
@@ -67,26 +67,31 @@ def load(schema: type[Schema], path: Path, words: Sequence[str]) -> Schema:
         ConfigError: As in `parse`, or the file cannot be read.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        content = OmegaConf.load(path)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(f"cannot read '{path}': {error}", expected="a YAML file of settings") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"'{path}' holds a {type(content).__name__}", expected="a YAML mapping of settings")
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"'{path}' holds a list", expected="a YAML mapping of settings")
     values = dict(_split(word) for word in words)
     own = {field.name for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
     require_known([*content, *values], own)
-    dotted = [f"{key}={value}" for key, value in values.items()]
-    return structured(schema, OmegaConf.merge(content, OmegaConf.from_dotlist(dotted)))
+    return structured(schema, content, _nested(values))
 
 
-def structured(schema: type[Schema], values: Any) -> Schema:
-    """Check values against a schema and return an instance of it."""
+def structured(schema: type[Schema], *values: Any) -> Schema:
+    """Check values, of which later ones override earlier ones, against a schema and return an instance of it.
+
+    Raises:
+        ConfigError: A value of a wrong type, or a required key that is missing.
+    """
     try:
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *values))
     except OmegaConfBaseException as error:
         missing = "Missing mandatory value" in str(error) or "MISSING" in type(error).__name__.upper()
         key = getattr(error, "full_key", None) or ""
         reason = f"'{key}=' is required" if missing else str(error).strip().split("\n")[0]
+        if "is not a ListConfig" in reason:
+            reason = "one value where a list is needed, such as [a,b]"
         raise ConfigError(
             f"{key}: {reason}" if key and not missing else reason, expected=_described(schema, key)
         ) from error
@@ -97,7 +102,7 @@ def structured(schema: type[Schema], values: Any) -> Schema:
 def require_known(keys: Iterable[str], known: Iterable[str]) -> None:
     """Refuse the first key that is not known, naming the nearest one."""
     names = sorted(known)
-    for key in keys:
+    for key in map(str, keys):
         name = key.partition(".")[0]
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
@@ -106,6 +111,18 @@ def require_known(keys: Iterable[str], known: Iterable[str]) -> None:
                 expected=f"'{near[0]}'?" if near else f"one of: {', '.join(names)}",
                 remedy="see --help for every key",
             )
+
+
+def require_choice(key: str, value: str, known: Iterable[str]) -> None:
+    """Refuse a value that is none of the known ones, naming the nearest one."""
+    names = list(known)
+    if value not in names:
+        near = difflib.get_close_matches(str(value), names, n=1)
+        raise ConfigError(
+            f"unknown {key} '{value}'",
+            expected=f"'{near[0]}'?" if near else f"one of: {', '.join(names)}",
+            remedy=f"choose one of: {', '.join(names)}" if near else "",
+        )
 
 
 def describe(schema: Any) -> list[tuple[str, str, str]]:
@@ -133,8 +150,12 @@ def _split(word: str) -> tuple[str, str]:
     return key, value
 
 
-def _yaml_value(key: str, value: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key}={value}", expected="a YAML value") from error
+def _nested(values: Mapping[str, str]) -> DictConfig:
+    """Return a tree of settings: values read as YAML (with 1e-3 as a number), dots in keys as nesting."""
+    tree = OmegaConf.create()
+    for key, value in values.items():
+        try:
+            tree.merge_with_dotlist([f"{key}={value}"])
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"{key}={value}", expected="a YAML value") from error
+    return tree

@@ -29,6 +29,24 @@ def refuse_existing(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def parent_folders(path: Path) -> Iterator[None]:
+    """Make the missing parent folders of `path`; on failure those that were made, and are empty, vanish again.
+
+    Raises:
+        OSError: A folder cannot be made.
+    """
+    missing = [folder for folder in path.parents if not folder.exists()]  # the innermost first
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def new_file(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success it becomes `path`, on failure it vanishes.
 
@@ -41,29 +59,33 @@ def new_file(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     if not replace:
         refuse_existing(path)
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)  # mkstemp makes private files; a result is an ordinary one
-        if replace:
-            temporary.replace(path)
-        else:
-            _claim(temporary, path)
+        with parent_folders(path), _temporary_beside(path) as temporary:
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.chmod(0o644)  # mkstemp makes private files; a result is an ordinary one
+            if replace:
+                temporary.replace(path)
+            else:
+                _claim(temporary, path)
     except OSError as error:
         raise OutputError(
             f"cannot write '{path}': {error.strerror or error}",
             expected="a writable folder with room for the file",
             remedy="choose another output path or free space; nothing was left behind",
         ) from error
+
+
+@contextlib.contextmanager
+def _temporary_beside(path: Path) -> Iterator[Path]:
+    """Yield an empty file in the folder of `path` that vanishes at the end unless it was renamed."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
 
 
 def _claim(temporary: Path, path: Path) -> None:

@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_prune.configuration import setting
+from yolo_prune.configuration import require_choice, setting
 from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.export.benchmark import BenchmarkReport, benchmark
 from yolo_prune.export.parity import ParityReport, check_parity
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import image_files
 from yolo_prune.hosts.ultralytics.export import ExportFormat, export_model
+from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.report import render
 
 SUFFIXES = {"onnx": ".onnx", "ncnn": "_ncnn_model"}
@@ -72,10 +73,10 @@ def export(config: ExportConfig) -> ExportResult:
     """
     formats = [name.strip() for name in config.format.split(",") if name.strip()]
     for name in formats:
-        if name not in SUFFIXES:
-            raise ConfigError(f"unknown format '{name}'", expected=f"one or more of: {', '.join(SUFFIXES)}")
+        require_choice("format", name, SUFFIXES)
     source = Path(config.model)
-    read_checkpoint(source)
+    model: Any = read_checkpoint(source).model
+    require_imgsz(config.imgsz, stride=int(model.stride.max()))
     images = sample_images(Path(config.data), "val", config.images) if config.data else None
     artefacts, reports = [], []
     for name in formats:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.configuration import setting
-from yolo_prune.hosts.ultralytics.checkpoints import build_from_yaml, read_checkpoint
+from yolo_prune.hosts.ultralytics.checkpoints import load_model
+from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.report import quantity, render
 
@@ -97,8 +97,8 @@ def inspect(config: InspectConfig) -> Inspection:
     Raises:
         YoloPruneError: The model cannot be read or traced.
     """
-    is_yaml = config.model.endswith((".yaml", ".yml"))
-    model = build_from_yaml(config.model) if is_yaml else read_checkpoint(Path(config.model)).model
+    model: Any = load_model(config.model)
+    require_imgsz(config.imgsz, stride=int(model.stride.max()))
     graph = trace_model(model)
     widths = graph.widths()
     return Inspection(

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
-
-from yolo_prune.configuration import require_known, setting, structured
+from yolo_prune.configuration import require_choice, require_known, setting, structured
 from yolo_prune.errors import ConfigError
 from yolo_prune.export.benchmark import BenchmarkReport, benchmark
 from yolo_prune.export.parity import check_parity
 from yolo_prune.files import new_file, write_json
-from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
+from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, write_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
-from yolo_prune.hosts.ultralytics.trainer import interrupted, reset_weights, stock_keys, train
+from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
+from yolo_prune.hosts.ultralytics.inference import require_imgsz
+from yolo_prune.hosts.ultralytics.trainer import interrupted, require_stock_values, reset_weights, stock_keys, train
 from yolo_prune.pipeline.deploy import SUFFIXES, export_one, sample_images
-from yolo_prune.pipeline.prune import PruneConfig, prune
+from yolo_prune.pipeline.prune import PruneConfig, choices, prune
 from yolo_prune.pipeline.stages import Stages
+from yolo_prune.plan import PrunePlan
 from yolo_prune.report.summary import summarize
+
+SET_BY_RUN = frozenset(
+    ("model", "data", "imgsz", "seed", "project", "name", "exist_ok", "save_dir", "resume", "mode", "task", "cfg")
+)
+"""Training keys of the host that are not for `train:` and `finetune:`: the run decides them."""
 
 
 @dataclass(kw_only=True)
@@ -72,21 +78,38 @@ def run(config: RunConfig) -> RunResult:
 
 def _check(config: RunConfig) -> None:
     """Refuse what would fail hours later."""
-    for split in {"train", "val", *config.splits}:
+    for split in ("train", "val", *config.splits):
         require_split(Path(config.data), split)
-    for part in (config.train, config.finetune):
-        require_known(part, {*stock_keys()} - {"model", "data", "imgsz", "seed", "project", "name", "resume"})
-    require_known(config.formats, SUFFIXES)
-    prune_settings(config, model="-", out="-")
-    if config.model.endswith(".pt"):
-        read_checkpoint(Path(config.model))
-    elif not config.train.get("epochs"):
+    _check_training(config.train if config.train.get("epochs") else {})
+    _check_training(config.finetune, refused={"pretrained"})
+    for name in config.formats:
+        require_choice("format", name, SUFFIXES)
+        require_packages(cast(ExportFormat, name))
+    for name in ("runs", "threads"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name}={getattr(config, name)}", expected="at least 1")
+    pruning = prune_settings(config, model="-", out="-")
+    if pruning.plan:
+        PrunePlan.load(Path(pruning.plan))
+    else:
+        choices(pruning)
+    if not config.model.endswith(".pt") and not config.train.get("epochs"):
         raise ConfigError("train.epochs is 0 and model is no checkpoint", expected="a trained .pt, or epochs to train")
+    model: Any = load_model(config.model)
+    require_imgsz(config.imgsz, stride=int(model.stride.max()))
+
+
+def _check_training(options: Mapping[str, Any], *, refused: Set[str] = frozenset()) -> None:
+    """Refuse training keys that are unknown, that the run sets itself, or whose value the host would refuse."""
+    require_known(options, {*stock_keys()} - SET_BY_RUN - refused)
+    require_stock_values(options)
 
 
 def prune_settings(config: RunConfig, *, model: str, out: str) -> PruneConfig:
     """Return the settings of the prune stage."""
-    require_known(config.prune, set(vars(PruneConfig(model="-", out="-"))) - {"model", "out", "json", "imgsz"})
+    # A plan file would be in the way of a stage that was killed and runs again; its record holds the plan anyway.
+    own = {"model", "out", "json", "imgsz", "save_plan"}
+    require_known(config.prune, set(vars(PruneConfig(model="-", out="-"))) - own)
     return structured(PruneConfig, {"imgsz": config.imgsz, **config.prune, "model": model, "out": out})
 
 
@@ -142,8 +165,8 @@ class _Run:
         source = read_checkpoint(self.folder / "pruned.pt")
         reset_weights(source.model, seed=self.config.seed)
         path = self.folder / "control.pt"
-        with new_file(path, replace=True) as temporary:
-            torch.save({"model": source.model, "epoch": -1, "train_args": source.train_args}, temporary)
+        content = {"model": source.model, "epoch": -1, "train_args": source.train_args}
+        write_checkpoint(path, content, replace=True)
         return {"path": str(path)}
 
     def control(self) -> dict[str, Any]:
@@ -224,6 +247,7 @@ class _Run:
         return copy
 
     def _fresh(self, path: Path) -> Path:
-        """Remove what a killed stage of this run left at a path of this run."""
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        """Remove what a killed stage of this run left at a path of this run, unfinished files beside it included."""
+        for left in (path, *path.parent.glob(f".{path.stem}.*")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         return path

@@ -37,7 +37,7 @@ class Stages:
         """
         record = self.folder / "run.json"
         if record.is_file():
-            found = json.loads(record.read_text(encoding="utf-8"))
+            found = _settings_in(record)
             changed = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
             if changed:
                 raise ConfigError(
@@ -46,6 +46,8 @@ class Stages:
                     remedy="choose another out= for a new run",
                 )
             return
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OutputError(f"'{self.folder}' is a file", expected="a new or empty folder")
         if self.folder.exists() and any(path.name != "data" for path in self.folder.iterdir()):
             raise OutputError(f"'{self.folder}' is not empty and holds no run", expected="a new or empty folder")
         write_json(record, dict(settings))
@@ -63,3 +65,14 @@ class Stages:
         result = work()
         write_json(record, result)
         return result
+
+
+def _settings_in(record: Path) -> dict[str, Any]:
+    """Read the settings that a run folder was claimed with."""
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise OutputError(f"'{record}' is not the record of a run", expected="a new or empty folder")
+    return found

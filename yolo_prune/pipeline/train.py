@@ -10,7 +10,8 @@ from yolo_prune.configuration import setting
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.hosts.ultralytics.checkpoints import is_slim, read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, require_split
-from yolo_prune.hosts.ultralytics.trainer import train
+from yolo_prune.hosts.ultralytics.inference import require_imgsz
+from yolo_prune.hosts.ultralytics.trainer import require_stock_values, train
 from yolo_prune.report import render
 
 
@@ -58,6 +59,7 @@ def finetune(config: FinetuneConfig, stock: dict[str, Any]) -> Training:
         stock = {**stock, "data": config.data}
     elif not config.resume:
         raise ConfigError("'data=' is required", expected="data: a data yaml")
+    require_stock_values(stock)
     return Training(best=train(model, resume=config.resume, **stock))
 
 
@@ -99,7 +101,8 @@ def evaluate_checkpoint(config: EvaluateConfig) -> EvaluationTable:
         YoloPruneError: The checkpoint cannot be read, or the split is missing.
     """
     require_split(Path(config.data), config.split)
-    read_checkpoint(Path(config.model))
+    model: Any = read_checkpoint(Path(config.model)).model
+    require_imgsz(config.imgsz, stride=int(model.stride.max()))
     figures = evaluate(
         Path(config.model), data=Path(config.data), split=config.split, imgsz_px=config.imgsz, batch=config.batch
     )

@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from yolo_prune.export.runtimes.base import Array, Precision
-from yolo_prune.hosts.ultralytics.inference import is_end_to_end, load_for_inference
+from yolo_prune.hosts.ultralytics.inference import is_end_to_end, load_for_inference, require_imgsz
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +46,15 @@ class PyTorchRuntime:
         return str(torch.__version__)
 
     @contextlib.contextmanager
-    def load(self, path: Path, *, imgsz_px: int, threads: int) -> Iterator[PyTorchSession]:  # noqa: ARG002
+    def load(self, path: Path, *, imgsz_px: int, threads: int) -> Iterator[PyTorchSession]:
         """See `Runtime`; a checkpoint takes every input size that its stride divides.
 
         Raises:
             CheckpointError: The file is missing or not a checkpoint of the host.
+            ConfigError: The model's stride does not divide `imgsz_px`.
         """
-        model = load_for_inference(path, end_to_end=self.end_to_end)
+        model: Any = load_for_inference(path, end_to_end=self.end_to_end)
+        require_imgsz(imgsz_px, stride=int(model.stride.max()))
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
+import re
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -51,13 +55,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: No such file, not a checkpoint, damaged, foreign classes, fused, or a task without support.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no file '{path}'", expected="a .pt checkpoint of Ultralytics", remedy="check the path")
-    content = _unpickle(path)
+    content = unpickle(path)
     module = (content.get("ema") or content.get("model")) if isinstance(content, dict) else None
     if not isinstance(module, nn.Module):
         raise CheckpointError(
-            f"'{path}' holds no model", expected="a checkpoint with an Ultralytics model under 'ema' or 'model'"
+            f"'{path}' holds no model",
+            expected="a checkpoint with an Ultralytics model under 'ema' or 'model'",
+            remedy="save the model itself, as `YOLO.save` does, not its state_dict",
         )
     if isinstance(module, DistillationModel):
         module = module.student_model
@@ -70,6 +74,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         stored_dtype=dtype,
         train_args=dict(content.get("train_args") or {}),
     )
+
+
+def load_model(name: str) -> nn.Module:
+    """Return the model of a checkpoint file, or one built from a yaml name.
+
+    Raises:
+        CheckpointError: As in `read_checkpoint` and `build_from_yaml`.
+    """
+    return build_from_yaml(name) if name.endswith((".yaml", ".yml")) else read_checkpoint(Path(name)).model
 
 
 def build_from_yaml(name: str) -> nn.Module:
@@ -116,8 +129,21 @@ def write_slim(path: Path, slim: nn.Module, source: Checkpoint, plan: PrunePlan,
         "version": _host_version(),
         "license": "AGPL-3.0 (https://ultralytics.com/license)",
     }
-    with new_file(path) as temporary:
-        torch.save(content, temporary)
+    write_checkpoint(path, content)
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any], *, replace: bool = False) -> None:
+    """Write a checkpoint, completely or not at all.
+
+    It is serialised in memory first: on a full disk `torch.save` ends in an internal error of its archive writer.
+
+    Raises:
+        OutputError: `path` exists and `replace` is false, or it cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    with new_file(path, replace=replace) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def provenance(slim: nn.Module, source: Checkpoint, plan: PrunePlan) -> dict[str, Any]:
@@ -173,12 +199,19 @@ def require_widths(model: nn.Module, when: str) -> None:
         )
 
 
-def _unpickle(path: Path) -> Any:
+def unpickle(path: Path) -> Any:
+    """Return what a checkpoint file holds; torch and host classes are built, other code never runs.
+
+    Raises:
+        CheckpointError: No such file, not a checkpoint, damaged, or foreign classes.
+    """
+    if not path.is_file():  # the host would look for it on the network
+        raise CheckpointError(f"no file '{path}'", expected="a .pt checkpoint of Ultralytics", remedy="check the path")
     try:
         return torch_safe_load(str(path), safe_only=True)[0]
     except Exception as error:  # damaged and foreign files reach the host's loader as half a dozen types
         raise CheckpointError(
-            f"cannot read '{path}': {_first_line(error)}",
+            f"cannot read '{path}': {_what_is_wrong(path, error)}",
             expected="a complete .pt checkpoint of Ultralytics that names torch and Ultralytics classes only",
             remedy="check that the file is complete and was saved by stock Ultralytics; its code was not run",
         ) from error
@@ -189,7 +222,9 @@ def _require_prunable(model: nn.Module, name: str) -> nn.Module:
     task = getattr(model, "task", None) or _task_of(model)
     if task not in SUPPORTED_TASKS:
         raise CheckpointError(
-            f"'{name}' is a model for task '{task}'", expected=f"one of: {', '.join(SUPPORTED_TASKS)}"
+            f"'{name}' is a model for task '{task}'",
+            expected=f"one of: {', '.join(SUPPORTED_TASKS)}",
+            remedy="use a detection checkpoint",
         )
     if is_fused(model):
         raise CheckpointError(
@@ -206,8 +241,24 @@ def _task_of(model: nn.Module) -> str:
     return str(guess_model_task(model))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    """Say in words why a file cannot be unpickled; the loaders' own words are about their insides."""
+    if isinstance(error, OSError):
+        return error.strerror or first_line(error)
+    foreign = re.search(r"GLOBAL (\S+)", f"{error} {error.__cause__}")
+    if foreign:
+        return f"it names '{foreign[1]}', which belongs to neither torch nor Ultralytics"
+    with path.open("rb") as stream:
+        start = stream.read(2)
+    if start == b"PK":  # an archive's directory stands at its end
+        whole = zipfile.is_zipfile(path)
+        return f"{type(error).__name__}: {first_line(error)}" if whole else "it is cut off or damaged"
+    return "it is not a checkpoint" if start else "it is empty"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, without the host's decoration."""
+    return str(error).strip().split("\n")[0].removeprefix("ERROR ❌️ ") or type(error).__name__
 
 
 def _host_version() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from yolo_prune.errors import DataError
+from yolo_prune.hosts.ultralytics.checkpoints import first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +53,21 @@ def evaluate(model: Path, *, data: Path, split: str, imgsz_px: int, batch: int =
         workers: Loader processes.
 
     Raises:
-        DataError: The yaml or the split is missing.
+        DataError: The yaml or the split is missing, or the host cannot evaluate on it.
     """
     from ultralytics import YOLO
 
     require_split(data, split)
     with tempfile.TemporaryDirectory() as scratch:  # the validator insists on a folder for its pictures
-        metrics = YOLO(str(model)).val(
-            data=str(data), split=split, imgsz=imgsz_px, batch=batch, workers=workers, plots=False, verbose=False,
-            project=scratch, name="val",
-        )  # fmt: skip
+        options = {"imgsz": imgsz_px, "batch": batch, "workers": workers, "plots": False, "verbose": False}
+        try:
+            metrics = YOLO(str(model)).val(data=str(data), split=split, **options, project=scratch, name="val")
+        except Exception as error:  # the host raises half a dozen types
+            raise DataError(
+                f"Ultralytics cannot evaluate '{model}' on split '{split}' of '{data}': {first_line(error)}",
+                expected="images with labels of the model's classes",
+                remedy="correct the data; --debug shows where it stopped",
+            ) from error
     box = metrics.box
     return Evaluation(
         split=split,
@@ -77,7 +84,7 @@ def require_split(data: Path, split: str) -> list[Path]:
     """Return the places of a split's images.
 
     Raises:
-        DataError: No such yaml, not a data description, or the split is not in it or not on disk.
+        DataError: No such yaml, not a data description, or the split is not in it, not on disk or empty.
     """
     description = read_data(data)
     entry = description.get(split)
@@ -88,32 +95,39 @@ def require_split(data: Path, split: str) -> list[Path]:
             expected=f"a line `{split}: path/to/images`",
             remedy="add the split to the yaml, or name another one",
         )
-    root = data.parent / description["path"] if description.get("path") else data.parent
-    places = [root / place for place in (entry if isinstance(entry, list) else [entry])]
+    root = data.parent / str(description["path"]) if description.get("path") else data.parent
+    places = [root / str(place) for place in (entry if isinstance(entry, list) else [entry])]
     for place in places:
-        if not place.exists():
-            raise DataError(f"split '{split}' of '{data}' points to '{place}', which does not exist", expected="images")
+        if next(_images_at(place), None) is None:
+            problem = "has no image" if place.exists() else "does not exist"
+            raise DataError(
+                f"split '{split}' of '{data}' points to '{place}', which {problem}",
+                expected="a folder of images, or a text file that lists them",
+                remedy="correct the path in the yaml; it is relative to `path`, or else to the yaml itself",
+            )
     return places
 
 
 def image_files(data: Path, split: str) -> list[Path]:
     """Return the image files of a split, sorted."""
+    return sorted(file for place in require_split(data, split) for file in _images_at(place))
+
+
+def _images_at(place: Path) -> Iterator[Path]:
+    """Yield the images in a folder, or those that a text file lists."""
     from ultralytics.data.utils import IMG_FORMATS
 
-    files: list[Path] = []
-    for place in require_split(data, split):
-        if place.is_dir():
-            files += [file for file in place.rglob("*") if file.suffix[1:].lower() in IMG_FORMATS]
-        else:  # a text file that lists images
-            files += [place.parent / line.strip() for line in place.read_text().splitlines() if line.strip()]
-    return sorted(files)
+    if place.is_dir():
+        yield from (file for file in place.rglob("*") if file.suffix[1:].lower() in IMG_FORMATS)
+    elif place.is_file():
+        yield from (place.parent / line.strip() for line in place.read_text().splitlines() if line.strip())
 
 
 def read_data(data: Path) -> dict[str, Any]:
     """Read a data yaml.
 
     Raises:
-        DataError: No such file, or not a mapping.
+        DataError: No such file, or not a mapping with class names.
     """
     try:
         description = yaml.safe_load(data.read_text(encoding="utf-8"))
@@ -121,6 +135,6 @@ def read_data(data: Path) -> dict[str, Any]:
         raise DataError(
             f"cannot read data yaml '{data}': {error}", expected="a YAML file with train, val and names"
         ) from error
-    if not isinstance(description, dict):
+    if not isinstance(description, dict) or not (description.get("names") or description.get("nc")):
         raise DataError(f"'{data}' is not a data description", expected="a YAML mapping with train, val and names")
     return description

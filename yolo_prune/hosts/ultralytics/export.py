@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from yolo_prune.errors import CheckpointError, ConfigError, ExportError, MissingDependencyError, OutputError
-from yolo_prune.files import new_file, refuse_existing
+from yolo_prune.files import new_file, parent_folders, refuse_existing
+from yolo_prune.hosts.ultralytics.checkpoints import unpickle
+from yolo_prune.hosts.ultralytics.inference import require_imgsz
 
 ExportFormat = Literal["onnx", "ncnn"]
 
@@ -57,8 +59,9 @@ def export_model(
         OutputError: `out` exists or its folder cannot be written.
         ExportError: The host failed.
     """
-    _require_packages(format)
+    require_packages(format)
     refuse_existing(out)
+    unpickle(checkpoint)  # the host itself would run foreign code, unless told otherwise before it was first imported
     out = out.absolute()
     with _workspace(out) as folder:
         _copy(checkpoint, folder / "model.pt")
@@ -70,8 +73,13 @@ def export_model(
     return out
 
 
-def _require_packages(format: ExportFormat) -> None:  # noqa: A002
-    """Raise for an unknown format or the first package that it lacks."""
+def require_packages(format: ExportFormat) -> None:  # noqa: A002
+    """Refuse a format that is unknown or for which a package is missing.
+
+    Raises:
+        ConfigError: The format is unknown.
+        MissingDependencyError: A package that it needs is not installed.
+    """
     if format not in _PACKAGES:
         raise ConfigError(
             f"unknown export format '{format}'", expected=f"one of {', '.join(_PACKAGES)}", remedy="correct `format`"
@@ -84,15 +92,14 @@ def _require_packages(format: ExportFormat) -> None:  # noqa: A002
 @contextlib.contextmanager
 def _workspace(out: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `out`: on the same file system, so that the last step is one rename."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.stem}.", dir=out.parent))
-    except OSError as error:
-        raise _cannot_write(out, error) from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(parent_folders(out))
+            folder = Path(tempfile.mkdtemp(prefix=f".{out.stem}.", dir=out.parent))
+        except OSError as error:
+            raise _cannot_write(out, error) from error
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -112,8 +119,6 @@ def _working_in(folder: Path) -> Iterator[None]:
 
 def _copy(checkpoint: Path, copy: Path) -> None:
     """Copy the checkpoint into the workspace."""
-    if not checkpoint.is_file():
-        raise CheckpointError(f"no file '{checkpoint}'", expected="a .pt checkpoint", remedy="check the path")
     try:
         shutil.copyfile(checkpoint, copy)
     except OSError as error:
@@ -136,11 +141,7 @@ def _load(name: str) -> Any:
 
 def _check_request(model: Any, *, format: ExportFormat, imgsz_px: int, end_to_end: bool) -> None:  # noqa: A002
     """Refuse what the host would change with a warning only: another input size, another head."""
-    stride = int(model.model.stride.max())
-    if imgsz_px < stride or imgsz_px % stride:
-        raise ConfigError(
-            f"imgsz_px={imgsz_px}", expected=f"a multiple of the model's stride {stride}", remedy="round it"
-        )
+    require_imgsz(imgsz_px, stride=int(model.model.stride.max()))
     if end_to_end and (format == "ncnn" or getattr(model.model.model[-1], "one2one_cv2", None) is None):
         raise ConfigError(
             f"end_to_end=true with format '{format}' and head {type(model.model.model[-1]).__name__}",

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from yolo_prune.errors import CheckpointError
+from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.hosts.ultralytics.checkpoints import unpickle
 
 
 def load_for_inference(path: Path, *, end_to_end: bool | None = None) -> nn.Module:
@@ -42,12 +43,24 @@ def is_end_to_end(model: nn.Module) -> bool:
     return bool(getattr(model, "end2end", False))
 
 
+def require_imgsz(imgsz_px: int, *, stride: int = 32) -> None:
+    """Refuse an image side that the host would change with a warning only.
+
+    Raises:
+        ConfigError: `imgsz_px` is not a positive multiple of `stride`.
+    """
+    if imgsz_px < stride or imgsz_px % stride:
+        nearest = stride * max(1, round(imgsz_px / stride))
+        raise ConfigError(
+            f"imgsz={imgsz_px}", expected=f"a multiple of the model's stride {stride}", remedy=f"imgsz={nearest}"
+        )
+
+
 def _load(path: Path) -> Any:
     """Read the model of a checkpoint, unfused."""
     from ultralytics.nn.tasks import load_checkpoint
 
-    if not path.is_file():  # the host would look for it on the network
-        raise CheckpointError(f"no file '{path}'", expected="a .pt checkpoint", remedy="check the path")
+    unpickle(path)  # the host itself would run foreign code, unless told otherwise before it was first imported
     try:
         model, _ = load_checkpoint(path)
     except Exception as error:  # damaged files reach the host's loader as half a dozen types

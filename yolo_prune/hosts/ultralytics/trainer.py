@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from ultralytics import YOLO
+from ultralytics.cfg import check_cfg
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.nn.tasks import torch_safe_load
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune.errors import CheckpointError, ConfigError
-from yolo_prune.hosts.ultralytics.checkpoints import MARKER, is_fused, is_slim, require_widths, widths
+from yolo_prune.errors import CheckpointError, ConfigError, YoloPruneError
+from yolo_prune.hosts.ultralytics.checkpoints import (
+    MARKER,
+    first_line,
+    is_fused,
+    is_slim,
+    require_widths,
+    unpickle,
+    widths,
+)
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Turn what the host raises before the first epoch into bad input: by then it looked at settings and data only.
+
+    Raises:
+        ConfigError: With the host's own words.
+    """
+    try:
+        yield
+    except YoloPruneError:
+        raise
+    except Exception as error:  # the host raises half a dozen types
+        raise ConfigError(
+            f"Ultralytics refuses this training: {first_line(error)}",
+            expected="settings and data that its trainer accepts",
+            remedy="correct them; --debug shows where it stopped",
+        ) from error
 
 
 class SlimTrainerMixin:
@@ -25,6 +53,10 @@ class SlimTrainerMixin:
     The stock `get_model` builds the dense network from yaml and copies what fits, which silently drops every slim
     tensor. This one returns the slim network itself. Models without our marker train as they always did.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with refusals():
+            super().__init__(*args, **kwargs)
 
     def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
         """Return the network to train.
@@ -42,7 +74,8 @@ class SlimTrainerMixin:
         return model
 
     def _setup_train(self) -> None:
-        super()._setup_train()  # type: ignore[misc]
+        with refusals():
+            super()._setup_train()  # type: ignore[misc]
         self._require_widths("after loading")
 
     def save_model(self) -> Any:
@@ -81,12 +114,14 @@ def retarget_classes(model: Any, classes: int, names: Mapping[int, str]) -> None
     if head.nc == classes:
         return
     LOGGER.info(f"The data has {classes} classes, the checkpoint {head.nc}: new last layers in the class towers")
+    trained = {name: value.clone() for name, value in head.state_dict().items() if "cv2." in name}
     for towers in (head.cv3, getattr(head, "one2one_cv3", None)):
         for tower in towers if towers is not None else ():
             old = tower[-1]
             tower[-1] = nn.Conv2d(old.in_channels, classes, kernel_size=1).to(old.weight)
     head.nc, head.no = classes, classes + head.reg_max * 4
-    head.bias_init()
+    head.bias_init()  # the new layers' start values; it resets the trained box layers as well
+    head.load_state_dict(trained, strict=False)
     model.nc, model.names, model.yaml["nc"] = classes, names, classes
     getattr(model, MARKER)["widths"] = widths(model)
 
@@ -94,6 +129,16 @@ def retarget_classes(model: Any, classes: int, names: Mapping[int, str]) -> None
 def stock_keys() -> dict[str, Any]:
     """Return every training key of the host with its default."""
     return dict(DEFAULT_CFG_DICT)
+
+
+def require_stock_values(stock: Mapping[str, Any]) -> None:
+    """Refuse values of training keys whose type or range is wrong.
+
+    Raises:
+        ConfigError: With the host's own words.
+    """
+    with refusals():
+        check_cfg(dict(stock))
 
 
 def train(model: str | Path, *, resume: bool = False, **stock: Any) -> Path:
@@ -119,24 +164,30 @@ def train(model: str | Path, *, resume: bool = False, **stock: Any) -> Path:
             remedy="leave `pretrained` out",
         )
     if resume and not _is_resumable(yolo.ckpt):
-        raise CheckpointError(f"'{model}' has no training state", expected="the last.pt of an interrupted run")
+        raise CheckpointError(
+            f"'{model}' has no training to resume: it is finished or never began",
+            expected="the last.pt of an interrupted run",
+            remedy="leave `resume` out to start a new training from it",
+        )
     yolo.train(trainer=SlimDetectionTrainer, resume=resume, **stock)
     best: Path = yolo.trainer.best
     return best if best.is_file() else yolo.trainer.last
 
 
 def interrupted(folder: Path) -> Literal["nothing", "resumable", "finished"]:
-    """Say what a training left in its folder: the host strips the training state of `last.pt` when it finishes."""
-    last = folder / "weights" / "last.pt"
+    """Say what a training left in its folder."""
     try:
-        content = torch_safe_load(str(last), safe_only=True)[0]
-    except Exception:  # absent, or cut off while it was written: there is nothing to go on from
+        content = unpickle(folder / "weights" / "last.pt")
+    except CheckpointError:  # absent, or cut off while it was written: there is nothing to go on from
         return "nothing"
     return "resumable" if _is_resumable(content) else "finished"
 
 
 def _is_resumable(content: Any) -> bool:
-    return bool(content) and content.get("epoch", -1) >= 0 and content.get("optimizer") is not None
+    """Return whether epochs are left; the host strips the training state when it finishes, but not if killed then."""
+    if not content or content.get("optimizer") is None:
+        return False
+    return 0 <= int(content.get("epoch", -1)) < int(content["train_args"]["epochs"]) - 1
 
 
 def reset_weights(model: Any, *, seed: int) -> None:

@@ -1,0 +1,91 @@
+"""Settings of the host, which reads them when it is first imported, and files that many tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+HOST_SETTINGS = tempfile.TemporaryDirectory(prefix="yolo_prune_tests_")  # the host would write into the user's home
+os.environ["YOLO_CONFIG_DIR"] = HOST_SETTINGS.name
+os.environ["YOLO_OFFLINE"] = "1"
+os.environ["YOLO_AUTOINSTALL"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # processes that tests start
+os.environ.pop("ULTRALYTICS_SAFE_LOAD", None)  # the guards of yolo_prune have to hold without it
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "datasets"))  # scripts, not a package
+
+import matplotlib  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+Path(HOST_SETTINGS.name, "Ultralytics").mkdir()
+shutil.copy(FONTS / "DejaVuSans.ttf", Path(HOST_SETTINGS.name, "Ultralytics", "Arial.ttf"))  # or it would download one
+
+from checkpoint_files import save_as_host  # noqa: E402
+from command_line import Command  # noqa: E402
+from models import lively  # noqa: E402
+from shapes import draw_dataset  # noqa: E402
+
+from yolo_prune.pipeline.prune import PruneConfig, prune  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def network_attempts(monkeypatch):
+    """Refuse every connection and fail the test that tried: the host hides its attempts."""
+    attempts = []
+
+    def refuse(*address, **_):
+        attempts.append(address)
+        raise OSError("tests stay off the network")
+
+    connect = socket.socket.connect
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(
+        socket.socket,
+        "connect",
+        lambda self, address: connect(self, address) if self.family == socket.AF_UNIX else refuse(address),
+    )
+    yield attempts
+    assert not attempts
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder with real data and weights."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real datasets and weights of ../shared/data are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """The data yaml of a drawn data set: four classes, a few small images."""
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    return draw_dataset(folder, seed=0, train=16, val=8, test=8, imgsz_px=96)
+
+
+@pytest.fixture(scope="session")
+def dense_checkpoint(tmp_path_factory):
+    """A small detector with random weights, as the host stores it after training."""
+    return save_as_host(lively("yolov8n"), tmp_path_factory.mktemp("dense") / "dense.pt")
+
+
+@pytest.fixture(scope="session")
+def slim_checkpoint(tmp_path_factory, dense_checkpoint):
+    """`dense_checkpoint`, pruned to half its MACs."""
+    out = tmp_path_factory.mktemp("slim") / "slim.pt"
+    return prune(PruneConfig(model=str(dense_checkpoint), out=str(out), target_macs=0.5)).out
+
+
+@pytest.fixture
+def command(capsys):
+    """The command line as a function of words."""
+    return Command(capsys)

@@ -1,0 +1,232 @@
+"""The drawn data set: the same for a seed, honest labels, complete or absent, and clear about wrong arguments."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import shapes
+import yaml
+
+from yolo_prune.errors import ConfigError, OutputError
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "datasets" / "shapes.py"
+SMALL = {"seed": 3, "train": 6, "val": 4, "test": 4, "imgsz_px": 96}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def run_script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+
+
+def shape_of(mask: np.ndarray, *, label: int = 0, beyond_px: int = 0):
+    return shapes.Shape(label=label, mask=mask, area_px=int(mask.sum()) + beyond_px)
+
+
+def rectangle(rows: slice, columns: slice, side: int = 10) -> np.ndarray:
+    mask = np.zeros((side, side), bool)
+    mask[rows, columns] = True
+    return mask
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    return shapes.draw_dataset(tmp_path_factory.mktemp("shapes") / "data", **SMALL).parent
+
+
+class TestSameForASeed:
+    def test_same_seed_same_bytes(self, drawn, tmp_path):
+        again = shapes.draw_dataset(tmp_path / "again", **SMALL).parent
+        assert contents(again) == contents(drawn)
+
+    def test_every_image_is_another(self, drawn):
+        images = {path: digest for path, digest in contents(drawn).items() if path.endswith(".jpg")}
+        assert len(set(images.values())) == len(images) == 14
+
+    def test_other_seed_other_images(self, drawn, tmp_path):
+        other = shapes.draw_dataset(tmp_path / "other", **SMALL | {"seed": 4}).parent
+        of_images = [{d for path, d in contents(folder).items() if path.endswith(".jpg")} for folder in (drawn, other)]
+        assert not of_images[0] & of_images[1]
+
+    def test_more_images_keep_the_first_ones(self, drawn, tmp_path):
+        larger = contents(shapes.draw_dataset(tmp_path / "larger", **SMALL | {"train": 8}).parent)
+        assert {item for item in contents(drawn).items() if not item[0].endswith(".json")} <= larger.items()
+
+
+class TestLayout:
+    def test_description(self, drawn):
+        assert yaml.safe_load((drawn / "data.yaml").read_text()) == {
+            "train": "images/train",
+            "val": "images/val",
+            "test": "images/test",
+            "nc": 4,
+            "names": {0: "disc", 1: "square", 2: "triangle", 3: "star"},
+        }
+
+    @pytest.mark.parametrize("split", ["train", "val", "test"])
+    def test_an_image_and_a_label_file_each(self, drawn, split):
+        images = sorted((drawn / "images" / split).iterdir())
+        labels = sorted((drawn / "labels" / split).iterdir())
+        assert [path.stem for path in images] == [path.stem for path in labels]
+        assert len(images) == SMALL[split]
+        assert {cv2.imread(str(path)).shape for path in images} == {(96, 96, 3)}
+
+    def test_labels_are_the_drawn_shapes(self, drawn):
+        _, expected = shapes.draw_image(np.random.default_rng([3, 1, 2]), 96)  # seed, second split, third image
+        rows = np.loadtxt(drawn / "labels" / "val" / "00002.txt", ndmin=2)
+        assert rows[:, 0].tolist() == [shape.label for shape in expected]
+        np.testing.assert_allclose(rows[:, 1:], [shapes.box(shape.mask) for shape in expected], atol=1e-6)
+
+
+class TestHonestLabels:
+    def test_box_by_hand(self):
+        # Rows 2, 3 and 4, columns 5 to 8 of ten: centre (7, 3.5), four wide and three high.
+        assert shapes.box(rectangle(slice(2, 5), slice(5, 9))) == pytest.approx((0.7, 0.35, 0.4, 0.3))
+
+    def test_visible_fractions_by_hand(self):
+        below = shape_of(rectangle(slice(0, 4), slice(0, 5)))  # 20 pixels, of which 4 are covered
+        above = shape_of(rectangle(slice(2, 6), slice(3, 7)), beyond_px=16)  # 16 in the frame, as many beyond it
+        assert shapes.visible_fractions([below, above]) == [0.8, 0.5]
+        assert shapes.visible_fractions([above, below]) == [12 / 32, 1.0]
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_every_shape_is_visible(self, seed):
+        placed = shapes.place_shapes(np.random.default_rng(seed), 96)
+        assert placed
+        assert min(shapes.visible_fractions(placed)) >= shapes.MIN_VISIBLE
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_paint_fills_the_box_exactly(self, seed):
+        random = np.random.default_rng(seed)
+        shape = shapes.random_shape(random, 96)
+        canvas = np.full((96, 96, 3), -1000, np.float32)
+        shapes.paint(random, canvas, shape)
+        changed = (canvas > -500).all(axis=2)
+        np.testing.assert_array_equal(changed, shape.mask)
+        x, y, width, height = (value * 96 for value in shapes.box(changed))
+        rows, columns = np.nonzero(changed)
+        assert (x - width / 2, x + width / 2) == pytest.approx((columns.min(), columns.max() + 1))
+        assert (y - height / 2, y + height / 2) == pytest.approx((rows.min(), rows.max() + 1))
+
+    def test_area_counts_what_lies_beyond_the_frame(self):
+        drawn = [shapes.random_shape(np.random.default_rng(seed), 96) for seed in range(60)]
+        hidden = [shape.area_px - int(shape.mask.sum()) for shape in drawn]
+        assert min(hidden) == 0 < max(hidden)
+
+    def test_all_classes_and_scales_occur(self):
+        drawn = [shapes.random_shape(np.random.default_rng(seed), 96) for seed in range(200)]
+        whole = [shape for shape in drawn if shape.area_px == shape.mask.sum()]
+        lengths = [max(shapes.box(shape.mask)[2:]) for shape in whole]
+        assert {shape.label for shape in drawn} == set(range(len(shapes.CLASSES)))
+        assert max(lengths) > 3 * min(lengths)
+
+
+class TestCompleteOrAbsent:
+    def test_complete_set_is_left_alone(self, drawn):
+        before = {path: path.stat().st_mtime_ns for path in drawn.rglob("*")}
+        assert shapes.draw_dataset(drawn, **SMALL) == drawn / "data.yaml"
+        assert {path: path.stat().st_mtime_ns for path in drawn.rglob("*")} == before
+
+    def test_label_cache_of_the_host_is_no_harm(self, tmp_path):
+        data = shapes.draw_dataset(tmp_path / "data", **SMALL)
+        (data.parent / "labels" / "train.cache").write_bytes(b"")
+        assert shapes.draw_dataset(data.parent, **SMALL) == data
+
+    def test_other_parameters_are_refused(self, drawn):
+        before = contents(drawn)
+        with pytest.raises(OutputError, match=r"another one: .*'seed': 3"):
+            shapes.draw_dataset(drawn, **SMALL | {"seed": 4})
+        assert contents(drawn) == before
+
+    def test_foreign_folder_is_refused(self, tmp_path):
+        (tmp_path / "mine.txt").write_text("precious")
+        with pytest.raises(OutputError, match="no data set of ours"):
+            shapes.draw_dataset(tmp_path, **SMALL)
+        assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+    def test_file_is_refused(self, tmp_path):
+        (tmp_path / "data").write_text("precious")
+        with pytest.raises(OutputError, match="no data set of ours"):
+            shapes.draw_dataset(tmp_path / "data", **SMALL)
+        assert (tmp_path / "data").read_text() == "precious"
+
+    def test_set_with_a_lost_image_is_refused(self, tmp_path):
+        folder = shapes.draw_dataset(tmp_path / "data", **SMALL).parent
+        (folder / "images" / "val" / "00001.jpg").unlink()
+        with pytest.raises(OutputError, match="has 3 files"):
+            shapes.draw_dataset(folder, **SMALL)
+
+    @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+    def test_interrupted_drawing_leaves_nothing(self, tmp_path, monkeypatch, failure):
+        def fail(_):
+            raise failure
+
+        monkeypatch.setattr(shapes, "_data_yaml", fail)  # called when all images are there
+        with pytest.raises((OutputError, KeyboardInterrupt)):
+            shapes.draw_dataset(tmp_path / "deep" / "data", **SMALL)
+        assert not list(tmp_path.iterdir())
+
+    def test_nothing_is_left_beside_the_set(self, tmp_path):
+        shapes.draw_dataset(tmp_path / "deep" / "data", **SMALL)
+        assert [path.name for path in (tmp_path / "deep").iterdir()] == ["data"]
+
+
+class TestCommandLine:
+    def test_draws_and_prints_the_description(self, drawn, tmp_path):
+        result = run_script("out=data", *(f"{key}={value}" for key, value in SMALL.items()), cwd=tmp_path)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert Path(result.stdout.strip()) == Path("data/data.yaml")
+        assert contents(tmp_path / "data") == contents(drawn)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["out=data", "trian=6"], "'train'"),
+            (["out=data", "imgsz=96"], "'imgsz_px'"),
+            (["--out", "data"], "'out'"),
+            (["seed=1"], "'out' is missing"),
+            (["out="], "'out=' has no value"),
+            (["out=data", "seed"], "'seed' has no value"),
+            (["out=data", "seed=one"], "an integer"),
+            (["out=data", "seed=-1"], "an integer from 0 on"),
+            (["out=data", "val=0"], "an integer from 1 on"),
+            (["out=data", "imgsz_px=8"], "an integer from 64 on"),
+            ([], "'out' is missing"),
+        ],
+    )
+    def test_bad_arguments(self, tmp_path, capsys, monkeypatch, arguments, message):
+        monkeypatch.chdir(tmp_path)
+        assert shapes.main(arguments) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert message in captured.err
+        assert not list(tmp_path.iterdir())
+
+    def test_no_traceback(self, tmp_path):
+        result = run_script("out=data", "trian=6", cwd=tmp_path)
+        assert result.returncode == 2
+        assert "unknown key 'trian'" in result.stderr
+        assert "Traceback" not in result.stderr
+
+    def test_refusal_is_exit_code_2(self, tmp_path):
+        result = run_script("out=.", cwd=tmp_path)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert "already exists" in result.stderr
+
+    def test_range_is_checked_by_the_function_too(self, tmp_path):
+        with pytest.raises(ConfigError, match="train=0"):
+            shapes.draw_dataset(tmp_path / "data", **SMALL | {"train": 0})

@@ -1,0 +1,203 @@
+"""`run`: every stage once, whatever kills it on the way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from checkpoint_files import globals_named_in
+from command_line import contents
+from test_training import KILLED, epochs_in
+
+from yolo_prune.errors import OutputError
+from yolo_prune.hosts.ultralytics.checkpoints import MARKER, read_checkpoint, widths
+from yolo_prune.pipeline.stages import Stages
+
+TRAINING = {
+    **{"epochs": 1, "batch": 8, "nbs": 8, "warmup_epochs": 0, "optimizer": "SGD", "lr0": 0.01},
+    **{"workers": 0, "plots": False, "device": "cpu", "verbose": False},
+}
+SETTINGS = {
+    "model": "yolov8n.yaml",
+    "imgsz": 64,
+    "train": TRAINING,
+    "prune": {"target_macs": 0.5, "criterion": "bn_scale"},
+    "finetune": {**TRAINING, "epochs": 2},
+    "formats": ["onnx"],
+    "runs": 3,
+    "threads": 1,
+}
+STAGES = (
+    *("dense", "prune", "finetune", "evaluate_dense", "evaluate_slim"),
+    *("export_dense_onnx", "export_slim_onnx", "benchmark"),
+)
+
+
+def write_settings(path: Path, data: Path, **more: object) -> Path:
+    path.write_text(yaml.safe_dump({**SETTINGS, "data": str(data), "out": str(path.parent / "run"), **more}))
+    return path
+
+
+def records(folder: Path) -> dict[str, tuple[int, int, str]]:
+    """Return what tells one writing of a stage's record from another: inode, time and text."""
+    return {
+        path.stem: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_text())
+        for path in (folder / "stages").glob("*.json")
+    }
+
+
+def run_until_killed(event: str, times: int, settings: Path) -> str:
+    """Run in a process that dies; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, KILLED, event, str(times), "run", settings], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_killed_twice_it_goes_on_where_it_stopped(command, tiny_data, tmp_path):
+    settings, folder = write_settings(tmp_path / "settings.yaml", tiny_data), tmp_path / "run"
+
+    # In the second of three epochs of training: the dense one and the first of fine-tuning are done.
+    assert "[3/8] finetune" in run_until_killed("on_train_batch_end", 5, settings)
+    first = records(folder)
+    assert set(first) == {"dense", "prune"}
+    assert epochs_in(folder / "slim") == [1]
+
+    # In the second export: the working folder of the exporter is left behind.
+    printed = run_until_killed("on_export_start", 2, settings)
+    assert "[2/8] prune: done before" in printed
+    assert "Resuming training" in printed
+    second = records(folder)
+    assert set(second) == set(STAGES[:6])
+    assert {name: second[name] for name in first} == first
+    assert epochs_in(folder / "slim") == [1, 2]
+    assert list((folder / "exports").glob(".*"))
+
+    done = command("run", settings, f"json={tmp_path / 'summary.json'}")
+    assert done.code == 0
+    assert "[6/8] export_dense_onnx: done before" in done.out
+    third = records(folder)
+    assert set(third) == set(STAGES)
+    assert {name: third[name] for name in second} == second
+    assert not [path for path in folder.rglob(".*") if path.name != ".gitignore"]
+    assert_complete(folder, done.out)
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads((folder / "summary.json").read_text())
+
+    again = command("run", settings)
+    assert again.code == 0
+    assert again.out.count("done before") == len(STAGES)
+    assert records(folder) == third
+    assert_others_are_refused(command, settings, folder)
+
+
+def assert_complete(folder: Path, printed: str) -> None:
+    """Assert that the results of a run are there and agree with each other."""
+    settings = json.loads((folder / "run.json").read_text())
+    assert settings["prune"] == SETTINGS["prune"]
+    summary = json.loads((folder / "summary.json").read_text())
+    slim = read_checkpoint(folder / "slim" / "weights" / "best.pt").model
+    pruned = read_checkpoint(folder / "pruned.pt").model
+    assert widths(slim) == widths(pruned) == getattr(slim, MARKER)["widths"]
+    assert summary["costs"]["slim"]["params"] == sum(parameter.numel() for parameter in slim.parameters())
+    assert summary["costs"]["slim"]["macs"] <= summary["costs"]["dense"]["macs"] / 2
+    assert summary["verification"]["max_abs_error"] <= 1e-9
+    assert set(summary["latency_ms"]) == {"dense_pytorch", "slim_pytorch", "dense_onnx", "slim_onnx"}
+    assert set(summary["parity"]) == {"dense_onnx", "slim_onnx"}
+    assert summary["evaluations"]["slim"]["val"]["images"] == 8
+    table = (folder / "summary.md").read_text()
+    for shown in (table, printed):
+        assert all(word in shown for word in ("dense", "slim", "MACs", "mAP50-95 val", "onnx ms"))
+    assert "| dense" in table
+
+
+def assert_others_are_refused(command, settings: Path, folder: Path) -> None:
+    """Assert that a folder belongs to the settings that it was made with."""
+    before = contents(folder)
+    for words, key in ((["prune.target_macs=0.6"], "prune"), (["seed=1", "runs=4"], "runs, seed")):
+        refused = command("run", settings, *words)
+        assert refused.code == 2
+        assert f"holds a run with other settings: {key}" in refused.err
+        assert "choose another out=" in refused.err
+    assert contents(folder) == before
+
+
+@pytest.mark.slow
+def test_a_trained_checkpoint_and_a_control(command, tiny_data, dense_checkpoint, tmp_path):
+    """No dense training; the control has the slim widths, but neither the weights nor their history."""
+    settings = write_settings(
+        tmp_path / "settings.yaml",
+        tiny_data,
+        **{"model": str(dense_checkpoint), "train": {"epochs": 0}, "finetune": TRAINING},
+        **{"control": True, "splits": ["val", "test"], "formats": [], "seed": 7},
+    )
+    assert command("run", settings).code == 0
+    folder = tmp_path / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["evaluations"]) == ["dense", "slim", "control"]
+    assert all(list(figures) == ["val", "test"] for figures in summary["evaluations"].values())
+    assert summary["costs"]["control"] == summary["costs"]["slim"]
+    control, slim = (read_checkpoint(folder / name / "weights" / "last.pt").model for name in ("control", "slim"))
+    assert widths(control) == widths(slim)
+    first = "model.0.conv.weight"
+    pruned, start = (read_checkpoint(folder / name).model.state_dict()[first] for name in ("pruned.pt", "control.pt"))
+    assert abs(float((pruned * start).sum() / pruned.norm() / start.norm())) < 0.5
+    assert not [name for name in globals_named_in(folder / "control.pt") if name.startswith("yolo_prune")]
+
+
+class TestFolders:
+    def test_of_the_user_is_left_alone(self, command, tiny_data, tmp_path):
+        folder = tmp_path / "run"
+        folder.mkdir()
+        (folder / "thesis.txt").write_text("a year of work")
+        settings = write_settings(tmp_path / "settings.yaml", tiny_data)
+        before = contents(tmp_path)
+        refused = command("run", settings)
+        assert refused.code == 2
+        assert "is not empty and holds no run" in refused.err
+        assert contents(tmp_path) == before
+
+    def test_that_is_a_file(self, command, tiny_data, tmp_path):
+        (tmp_path / "run").write_text("mine")
+        settings = write_settings(tmp_path / "settings.yaml", tiny_data)
+        refused = command("run", settings)
+        assert refused.code == 2
+        assert "run'" in refused.err
+        assert (tmp_path / "run").read_text() == "mine"
+
+    def test_that_holds_only_its_data_is_taken(self, tmp_path):
+        (tmp_path / "data").mkdir()
+        Stages(tmp_path, 1).open({"seed": 0})
+        assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 0}
+
+    @pytest.mark.parametrize("content", ["", "{", "[1]"])
+    def test_with_a_damaged_record_is_refused(self, tmp_path, content):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(OutputError, match=r"run\.json"):
+            Stages(tmp_path, 1).open({"seed": 0})
+        assert (tmp_path / "run.json").read_text() == content
+
+
+class TestStages:
+    def test_each_runs_once(self, tmp_path, capsys):
+        calls = []
+
+        def work() -> dict[str, int]:
+            calls.append(None)
+            return {"answer": 42}
+
+        for _ in range(2):
+            assert Stages(tmp_path, 3).run("think", work) == {"answer": 42}
+        assert len(calls) == 1
+        assert capsys.readouterr().out == "[1/3] think\n[1/3] think: done before\n"
+
+    def test_one_that_failed_has_no_record(self, tmp_path):
+        with pytest.raises(ZeroDivisionError):
+            Stages(tmp_path, 1).run("divide", lambda: {"ratio": 1 / 0})
+        assert Stages(tmp_path, 1).run("divide", lambda: {"ratio": 1}) == {"ratio": 1}
