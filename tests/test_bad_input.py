@@ -13,6 +13,8 @@ import yaml
 from checkpoint_files import Payload, save_as_host
 from command_line import contents
 from models import lively
+from torch import nn
+from ultralytics.utils import SAFE_LOAD
 
 from yolo_prune.hosts.ultralytics.checkpoints import MARKER, read_checkpoint
 from yolo_prune.plan import PrunePlan
@@ -93,6 +95,13 @@ VERBS = ("inspect", "prune", "finetune", "evaluate", "export", "benchmark", "run
 
 
 class TestCheckpoints:
+    @pytest.mark.parametrize("module", [nn.Identity(), nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(3, 4, 1))])
+    @pytest.mark.parametrize("verb", ["prune", "inspect"])
+    def test_a_module_that_is_no_detector(self, verb, module, desk, refused):
+        torch.save({"model": module, "train_args": "oops"}, desk / "module.pt")
+        words = PRUNE if verb == "prune" else ()
+        assert f"holds a {type(module).__name__}" in refused(verb, "model=module.pt", *words)
+
     @pytest.mark.parametrize("verb", VERBS)
     def test_no_file(self, verb, desk, data, refused):
         words = words_of(verb, desk / "absent.pt", data, desk)
@@ -170,6 +179,7 @@ class TestForeignClasses:
         return desk / "trap.pt"
 
     def test_payload_is_live(self, trap, desk):
+        assert not SAFE_LOAD  # the host was imported first, as in a user's script, and would run it
         torch.load(trap, weights_only=False)
         assert (desk / "ran").exists()  # or the tests below would prove nothing
 
@@ -207,6 +217,18 @@ class TestTargets:
     )
     def test_limits_out_of_range(self, dense, refused, word):
         assert word.partition("=")[0] in refused("prune", f"model={dense}", *PRUNE, word).splitlines()[0]
+
+
+class TestRepetition:
+    def test_a_key_given_twice(self, dense, refused):
+        message = refused("prune", f"model={dense}", "out=slim.pt", "target_macs=0.5", "target_macs=0.3")
+        assert "'target_macs' is given twice" in message
+
+    def test_two_outputs_of_one_name(self, dense, refused):
+        assert "same path" in refused("prune", f"model={dense}", *PRUNE, "save_plan=slim.pt")
+
+    def test_a_plan_and_a_target(self, dense, refused):
+        assert "plan= together with a target" in refused("prune", f"model={dense}", *PRUNE, "plan=plan.json")
 
 
 class TestNames:
@@ -463,7 +485,8 @@ class TestBenchmarks:
     )
     @pytest.mark.usefixtures("dense")
     def test_nothing_to_measure(self, refused, words, found):
-        assert found in refused("benchmark", "imgsz=64", *words).splitlines()[0]
+        size = () if "imgsz=70" in words else ("imgsz=64",)
+        assert found in refused("benchmark", *size, *words).splitlines()[0]
 
 
 class TestSizes:

@@ -35,6 +35,9 @@ FREE = {
     "Grouped": {"a": 3, "grouped#1": 4, "grouped#2": 4},
     "Resampled": {"a": 4, "up": 6},
     "Padded": {"a": 4},
+    "Picked": {"b": 5},
+    "PartlyLabelled": {"a": 4},
+    "Reduced": {"b": 5},
     "Gated": {"b": 5},
     "Shifted": {"b": 5},
     "FixedSplit": {},
@@ -56,7 +59,10 @@ MACS = {
     "Depthwise": 64 * (3 * 4 + 9 * 4 + 9 * 8 + 8 * 2),
     "Grouped": 64 * (3 * 6 + 3 * 8 + 8 * 2),
     "Resampled": 16 * 9 * 3 * 4 + 16 * 4 * 4 * 6 + 6 * 2,
-    "Padded": 64 * 3 * 4 + 81 * 4 * 5 + 81 * 9 * 5 * 2,
+    "Padded": 64 * (3 * 4 + 9 * 4 * 5 + 9 * 5 * 2),
+    "Picked": 64 * (3 * 5 + 3 * 5) + 16 * 5 * 2,
+    "PartlyLabelled": 64 * (3 * 4 + 3 * 7 + 7 * 2),
+    "Reduced": 64 * (3 * 4 + 1 * 5 + 5 * 2),
     "Gated": 64 * (3 * 4 + 4 * 5 + 5 * 2),
     "Shifted": 64 * (3 * 4 + 4 * 5 + 5 * 2),
     "FixedSplit": 64 * (3 * 8 + 5 * 2),
@@ -72,8 +78,7 @@ def test_macs_and_parameters_are_the_hand_derived_ones(name: str) -> None:
     assert int(graph.cost.params(graph.widths())) == sum(p.numel() for p in model.parameters())
 
 
-# The planes of `Padded` grow by a fixed border, so their area does not scale with the image's.
-@pytest.mark.parametrize("name", sorted(TOYS.keys() - {"Padded"}))
+@pytest.mark.parametrize("name", TOYS)
 def test_macs_at_another_image_size_are_what_is_counted_there(name: str) -> None:
     model, graph = build(name), graph_of(name)
     counted = counted_macs(model, torch.zeros(1, 3, 4 * SIDE, 4 * SIDE))
@@ -139,6 +144,8 @@ def test_check_keep_refuses_locked_and_emptied_groups() -> None:
         keep[graph.groups[graph.group_names()[name]].channels] = False
         with pytest.raises(PlanError, match=message):
             graph.check_keep(keep)
+    with pytest.raises(PlanError, match="type int64"):
+        graph.check_keep(np.ones(graph.channel_count, dtype=np.int64))
     with pytest.raises(PlanError, match="shape"):
         graph.check_keep(np.ones(3, dtype=bool))
 
@@ -178,6 +185,48 @@ def test_groups_do_not_depend_on_the_image_size() -> None:
 def test_a_forward_that_fails_is_a_clear_error() -> None:
     with pytest.raises(TraceError, match="forward failed"):
         trace(Chain(), torch.zeros(1, 5, SIDE, SIDE))
+
+
+class Hidden(nn.Module):
+    """Returns its output in an object that only it knows."""
+
+    class Box:
+        def __init__(self, value: torch.Tensor) -> None:
+            self.value = value
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chain = Chain()
+
+    def forward(self, x: torch.Tensor) -> Box:
+        return self.Box(self.chain(x))
+
+
+def test_outputs_that_cannot_be_looked_into_are_a_clear_error() -> None:
+    with pytest.raises(TraceError, match="returns a Box"):
+        trace(Hidden(), torch.zeros(1, 3, SIDE, SIDE))
+
+
+def test_integer_buffers_are_indices_not_channels() -> None:
+    graph = graph_of("Picked")
+    assert ("order", 0) not in graph.axes
+    locks = [group.lock for group in graph.groups if group.name.partition("#")[0] == "a"]
+    assert locks
+    assert all("picked by position" in lock for lock in locks)
+
+
+def test_a_channel_twice_in_one_half_of_a_chunk_is_locked() -> None:
+    class Repeated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            a = self.a(x)
+            first, second = torch.cat([a, a, self.b(x)], 1).chunk(2, 1)
+            return self.out(first * second)
+
+    assert free(trace(Repeated(), torch.zeros(1, 3, SIDE, SIDE))) == {}
 
 
 def test_unrelated_modules_stay_traceable_after_a_failure() -> None:

@@ -53,6 +53,7 @@ def random_image() -> torch.Tensor:
     return torch.rand(1, 3, IMGSZ_PX, IMGSZ_PX, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 class TestInStockUltralytics:
     """The pruned .pt does not load or export (Torch-Pruning#147, #363): ours does, where we are not installed."""
 

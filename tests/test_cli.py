@@ -183,6 +183,7 @@ class TestStandaloneTool:
 
         return script
 
+    @pytest.mark.slow
     def test_gives_the_plan_of_the_command_line(self, command, dense_checkpoint, tmp_path):
         flags = ("--target-macs", 0.5, "--criterion", "bn_scale", "--round-to", 8, "--min-channels", 16)
         files = ("--out", tmp_path / "by_tool.pt", "--save-plan", tmp_path / "by_tool.json")

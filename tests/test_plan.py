@@ -84,6 +84,21 @@ def test_malformed_plans_are_refused(change: dict) -> None:
         PrunePlan.from_json({**plan_of().to_json(), **change})
 
 
+def test_edited_costs_are_not_believed() -> None:
+    value = plan_of().to_json()
+    value["after"] = {"macs": 1000, "params": 10}
+    with pytest.raises(PlanError, match="claims"):
+        PrunePlan.from_json(value).keep_mask(graph_of())
+
+
+@pytest.mark.parametrize("keep", [[0.9, 1.7], "012", [True], [-1]])
+def test_indices_are_not_rounded_or_read_from_text(keep) -> None:
+    value = plan_of().to_json()
+    value["groups"] = {"a#1": {"width": 4, "keep": keep}}
+    with pytest.raises(PlanError):
+        PrunePlan.from_json(value)
+
+
 def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:
     for name, text in (("text.json", "not json"), ("list.json", "[1]")):
         (tmp_path / name).write_text(text)

@@ -67,6 +67,33 @@ def test_the_proof_notices_nan() -> None:
         Verifier(model, graph).verify(slim, keep).require()
 
 
+def test_weights_too_weak_for_a_proof_are_refused() -> None:
+    """A dead network agrees with everything."""
+    model = build("Chain")
+    model.out.weight.data.mul_(1e-12)
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    keep = random_keep(graph, 0)
+    with pytest.raises(VerificationError, match="hardly depend on the image"):
+        Verifier(model, graph).verify(apply(model, graph, keep), keep).require()
+
+
+def test_a_slim_model_that_does_not_run_is_a_failed_proof() -> None:
+    model, graph, keep, slim = pruned("Chain")
+    slim.b = nn.Conv2d(7, 7, 1)
+    with pytest.raises(VerificationError, match="does not run"):
+        Verifier(model, graph).verify(slim, keep)
+
+
+def test_one_verifier_proves_many_plans() -> None:
+    model = build("Shifted")
+    model.register_buffer("gain", torch.rand(5), persistent=False)
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    proofs = Verifier(model, graph)
+    for seed in range(3):
+        keep = random_keep(graph, seed)
+        proofs.verify(apply(model, graph, keep), keep).require()
+
+
 def test_a_consumer_that_was_not_traced_would_be_noticed() -> None:
     """The proof is not circular: drop an equality from the graph and the outputs differ."""
     model = lively("yolov8n")

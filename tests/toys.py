@@ -10,6 +10,11 @@ def conv(inputs: int, outputs: int, size: int = 1, **options) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False, **options)
 
 
+def act(x: Tensor) -> Tensor:
+    """Zero stays zero, and no channel dies: a plain ReLU would leave nothing to prove in nets this narrow."""
+    return nn.functional.leaky_relu(x, 0.3)
+
+
 class Chain(nn.Module):
     """3 -> a: 4 -> b: 6 -> out: 2, at 8x8.
 
@@ -22,7 +27,7 @@ class Chain(nn.Module):
         self.a, self.norm, self.b, self.out = conv(3, 4, 3), nn.BatchNorm2d(4), conv(4, 6), conv(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.relu(self.b(nn.functional.silu(self.norm(self.a(x))))))
+        return self.out(act(self.b(nn.functional.silu(self.norm(self.a(x))))))
 
 
 class Residual(nn.Module):
@@ -33,8 +38,8 @@ class Residual(nn.Module):
         self.a, self.b, self.c, self.out = conv(3, 4), conv(4, 5), conv(5, 4), conv(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.a(x))
-        return self.out(x + torch.relu(self.c(torch.relu(self.b(x)))))
+        x = act(self.a(x))
+        return self.out(x + act(self.c(act(self.b(x)))))
 
 
 class Branches(nn.Module):
@@ -46,7 +51,7 @@ class Branches(nn.Module):
         self.pool = nn.MaxPool2d(3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b = torch.relu(self.a(x)), torch.relu(self.b(x))
+        a, b = act(self.a(x)), act(self.b(x))
         return self.out(torch.cat([a, b, self.pool(a)], 1))
 
 
@@ -58,8 +63,8 @@ class Chunked(nn.Module):
         self.a, self.b, self.out = conv(3, 8), conv(4, 5), conv(9, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second = torch.relu(self.a(x)).chunk(2, 1)
-        return self.out(torch.cat([first, torch.relu(self.b(second))], 1))
+        first, second = act(self.a(x)).chunk(2, 1)
+        return self.out(torch.cat([first, act(self.b(second))], 1))
 
 
 class Depthwise(nn.Module):
@@ -71,7 +76,7 @@ class Depthwise(nn.Module):
         self.out = conv(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.relu(self.multiplied(torch.relu(self.depth(torch.relu(self.a(x)))))))
+        return self.out(act(self.multiplied(act(self.depth(act(self.a(x)))))))
 
 
 class Grouped(nn.Module):
@@ -82,7 +87,7 @@ class Grouped(nn.Module):
         self.a, self.grouped, self.out = conv(3, 6), conv(6, 8, groups=2), conv(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.relu(self.grouped(torch.relu(self.a(x)))))
+        return self.out(act(self.grouped(act(self.a(x)))))
 
 
 class Resampled(nn.Module):
@@ -95,7 +100,7 @@ class Resampled(nn.Module):
         self.out = conv(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.up(torch.relu(self.a(x))))
+        x = act(self.up(act(self.a(x))))
         x = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
         return self.out(x.mean((2, 3), keepdim=True))
 
@@ -105,11 +110,47 @@ class Padded(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.out = conv(3, 4), conv(4, 5), nn.Conv2d(5, 2, 3, bias=False)
+        self.a, self.b, self.out = conv(3, 4), nn.Conv2d(4, 5, 3, bias=False), nn.Conv2d(5, 2, 3, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.pad(torch.relu(self.a(x)), (1, 0, 0, 1))
-        return self.out(nn.functional.pad(torch.relu(self.b(x)), (1, 1, 1, 1), value=1.0))
+        x = nn.functional.pad(act(self.a(x)), (1, 1, 1, 1))
+        return self.out(nn.functional.pad(act(self.b(x)), (1, 1, 1, 1), value=1.0))
+
+
+class Picked(nn.Module):
+    """Positions that live in Python pick channels of a (locked); a full slice and rows of a plane pick none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = conv(3, 5), conv(3, 5), conv(5, 2)
+        self.register_buffer("order", torch.tensor([3, 1, 0, 2, 4]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        picked = act(self.b(act(self.a(x))[:, self.order][:, :3]))
+        return self.out(picked[:, :][:, :, ::2, ::2])
+
+
+class PartlyLabelled(nn.Module):
+    """The image is concatenated to a and b is added: what meets the image (3 of b) is locked, the rest lives with a."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = conv(3, 4), conv(3, 7), conv(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.cat([act(self.a(x)), x], 1) + act(self.b(x)))
+
+
+class Reduced(nn.Module):
+    """A mean over channels mixes them (a locked); a learned number for all channels belongs to none (b free)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = conv(3, 4), conv(1, 5), conv(5, 2)
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(act(self.b(act(self.a(x)).mean(1, keepdim=True))) * self.gain)
 
 
 class Gated(nn.Module):
@@ -120,7 +161,7 @@ class Gated(nn.Module):
         self.a, self.b, self.out = conv(3, 4), conv(4, 5), conv(5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.relu(self.b(torch.sigmoid(self.a(x)))))
+        return self.out(act(self.b(torch.sigmoid(self.a(x)))))
 
 
 class Shifted(nn.Module):
@@ -132,8 +173,8 @@ class Shifted(nn.Module):
         self.scale = nn.Parameter(torch.rand(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.a(x)) + 1.0
-        return self.out(torch.relu(self.b(x)) * self.scale.view(1, -1, 1, 1))
+        x = act(self.a(x)) + 1.0
+        return self.out(act(self.b(x)) * self.scale.view(1, -1, 1, 1))
 
 
 class FixedSplit(nn.Module):
@@ -144,7 +185,7 @@ class FixedSplit(nn.Module):
         self.a, self.out = conv(3, 8), conv(5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.relu(self.a(x)).split([5, 3], 1)[0])
+        return self.out(act(self.a(x)).split([5, 3], 1)[0])
 
 
 class Twin(nn.Module):
@@ -155,7 +196,7 @@ class Twin(nn.Module):
         self.a, self.inference, self.training_head = conv(3, 4), conv(4, 2), conv(4, 3)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        x = torch.relu(self.a(x))
+        x = act(self.a(x))
         return (self.inference(x), self.training_head(x)) if self.training else self.inference(x)
 
 
@@ -168,14 +209,14 @@ class Unused(nn.Module):
         self.b, self.out = conv(4, 5), conv(5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.relu(self.b(torch.relu(self.idle["a"](x)))))
+        return self.out(act(self.b(act(self.idle["a"](x)))))
 
 
 TOYS: dict[str, type[nn.Module]] = {
     toy.__name__: toy
     for toy in (
-        Chain, Residual, Branches, Chunked, Depthwise, Grouped, Resampled, Padded, Gated, Shifted, FixedSplit,
-        Twin, Unused,
+        Chain, Residual, Branches, Chunked, Depthwise, Grouped, Resampled, Padded, Picked, PartlyLabelled, Reduced,
+        Gated, Shifted, FixedSplit, Twin, Unused,
     )
 }  # fmt: skip
 

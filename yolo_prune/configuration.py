@@ -50,7 +50,7 @@ def parse(
     Raises:
         ConfigError: Not key=value, an unknown key, a value of a wrong type, or a required key that is missing.
     """
-    values = dict(_split(word) for word in words)
+    values = _split_all(words)
     own = {field.name for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
     others = {
         key: values.pop(key) for key in list(values) if key.partition(".")[0] not in own and key in set(passed_on)
@@ -72,7 +72,7 @@ def load(schema: type[Schema], path: Path, words: Sequence[str]) -> Schema:
         raise ConfigError(f"cannot read '{path}': {error}", expected="a YAML file of settings") from error
     if not isinstance(content, DictConfig):
         raise ConfigError(f"'{path}' holds a list", expected="a YAML mapping of settings")
-    values = dict(_split(word) for word in words)
+    values = _split_all(words)
     own = {field.name for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
     require_known([*content, *values], own)
     return structured(schema, content, _nested(values))
@@ -141,6 +141,16 @@ def _described(schema: Any, key: str) -> str:
     fields = {field.name: field for field in dataclasses.fields(schema)}
     field = fields.get(key.partition(".")[0])
     return f"{field.name}: {field.metadata.get('help', field.type)}" if field else ""
+
+
+def _split_all(words: Sequence[str]) -> dict[str, str]:
+    """Return the words as keys and values; a key that is given twice is refused."""
+    values: dict[str, str] = {}
+    for key, value in map(_split, words):
+        if key in values:
+            raise ConfigError(f"'{key}' is given twice: {values[key]} and {value}", expected="each key once")
+        values[key] = value
+    return values
 
 
 def _split(word: str) -> tuple[str, str]:

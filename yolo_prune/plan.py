@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from yolo_prune.channels import BoolArray, ChannelGraph
+from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
 from yolo_prune.errors import PlanError
 from yolo_prune.files import write_json
 
@@ -94,6 +94,13 @@ class PrunePlan:
             keep[channels] = False
             keep[channels[list(chosen.keep)]] = True
         graph.check_keep(keep)
+        costs = (cost_at(graph, graph.widths(), self.imgsz_px), cost_at(graph, graph.kept_widths(keep), self.imgsz_px))
+        if costs != (self.before, self.after):
+            raise PlanError(
+                f"plan claims {self.before} before and {self.after} after",
+                expected=f"{costs[0]} and {costs[1]}, what these widths cost",
+                remedy="make a new plan; this one was edited",
+            )
         return keep
 
     def require_source(self, sha256: str) -> None:
@@ -125,15 +132,15 @@ class PrunePlan:
             raise PlanError(f"not a plan: {found}", expected=f"a JSON object with format '{FORMAT}'")
         try:
             groups = {
-                str(name): GroupChoice(width=int(group["width"]), keep=tuple(int(index) for index in group["keep"]))
+                str(name): GroupChoice(width=_whole(group["width"]), keep=tuple(map(_whole, list(group["keep"]))))
                 for name, group in value["groups"].items()
             }
             return cls(
                 source_sha256=str(value["source_sha256"]),
-                imgsz_px=int(value["imgsz_px"]),
+                imgsz_px=_whole(value["imgsz_px"]),
                 groups=groups,
-                before=Cost(**value["before"]),
-                after=Cost(**value["after"]),
+                before=Cost(**{unit: _whole(cost) for unit, cost in value["before"].items()}),
+                after=Cost(**{unit: _whole(cost) for unit, cost in value["after"].items()}),
                 choice=dict(value["choice"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -157,6 +164,19 @@ class PrunePlan:
         return cls.from_json(value)
 
 
+def _whole(value: Any) -> int:
+    """Return a whole number that is not negative, as JSON holds it: nothing is rounded or read from text."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} where a whole number is due")
+    return value
+
+
+def cost_at(graph: ChannelGraph, kept: IntArray, imgsz_px: int) -> Cost:
+    """Return the cost at kept widths, shape (groups,)."""
+    macs, params = graph.cost.macs(kept, imgsz_px=imgsz_px), graph.cost.params(kept)
+    return Cost(macs=round(float(macs)), params=round(float(params)))
+
+
 def plan_from_keep(
     graph: ChannelGraph, keep: BoolArray, *, source_sha256: str, imgsz_px: int, choice: Mapping[str, Any]
 ) -> PrunePlan:
@@ -167,11 +187,6 @@ def plan_from_keep(
     """
     graph.check_keep(keep)
 
-    def cost(kept: Any) -> Cost:
-        return Cost(
-            macs=round(float(graph.cost.macs(kept, imgsz_px=imgsz_px))), params=round(float(graph.cost.params(kept)))
-        )
-
     groups = {
         group.name: GroupChoice(width=group.width, keep=tuple(int(i) for i in np.flatnonzero(keep[group.channels])))
         for group in graph.groups
@@ -181,7 +196,7 @@ def plan_from_keep(
         source_sha256=source_sha256,
         imgsz_px=imgsz_px,
         groups=groups,
-        before=cost(graph.widths()),
-        after=cost(graph.kept_widths(keep)),
+        before=cost_at(graph, graph.widths(), imgsz_px),
+        after=cost_at(graph, graph.kept_widths(keep), imgsz_px),
         choice=dict(choice),
     )

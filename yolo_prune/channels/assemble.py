@@ -59,15 +59,17 @@ SolvedTie = tuple[tuple[IntArray, ...], str]
 
 
 def _solved_ties(facts: Facts, channel_of: IntArray) -> tuple[list[SolvedTie], list[SolvedTie]]:
-    """Return the ties over channels, once each, and those whose parts cannot have equal counts."""
-    ties: dict[tuple[bytes, ...], SolvedTie] = {}
+    """Return the ties over channels, once each, and those in which a part holds a channel more than once."""
+    even: dict[tuple[bytes, ...], SolvedTie] = {}
+    uneven: list[SolvedTie] = []
     for tie in facts.ties:
         parts = tuple(np.unique(channel_of[ids]) for ids in tie.parts)
         distinct = {part.tobytes(): part for part in parts}
-        if len(distinct) > 1:
-            ties.setdefault(tuple(sorted(distinct)), (tuple(distinct.values()), tie.where))
-    even = [tie for tie in ties.values() if len({len(part) for part in tie[0]}) == 1]
-    return even, [tie for tie in ties.values() if len({len(part) for part in tie[0]}) > 1]
+        if any(len(part) != len(ids) for part, ids in zip(parts, tie.parts, strict=True)):
+            uneven.append((parts, tie.where))
+        elif len(distinct) > 1:
+            even.setdefault(tuple(sorted(distinct)), (tuple(distinct.values()), tie.where))
+    return list(even.values()), uneven
 
 
 def _lock_reasons(facts: Facts, channel_of: IntArray, count: int, uneven: Sequence[SolvedTie]) -> list[str]:
@@ -78,7 +80,7 @@ def _lock_reasons(facts: Facts, channel_of: IntArray, count: int, uneven: Sequen
             reasons[channel] = reasons[channel] or reason
     for parts, where in uneven:
         for channel in np.unique(np.concatenate(parts)):
-            reasons[channel] = reasons[channel] or f"{where} repeats channels unevenly"
+            reasons[channel] = reasons[channel] or f"{where} of channels that repeat"
     return reasons
 
 

@@ -81,7 +81,7 @@ class Facts:
 
     def __init__(self, model: nn.Module, host: Host) -> None:
         self.host = host
-        self.modules = dict(model.named_modules())
+        self.modules = dict(model.named_modules(remove_duplicate=False))
         self.parameters = dict(model.named_parameters())
         named = [*self.parameters.items(), *model.named_buffers()]
         self.names = {id(tensor): name for name, tensor in named}
@@ -122,7 +122,7 @@ class Facts:
         if not isinstance(tensor, Tensor):
             return None
         known: Tensor | None = self._labels.get(tensor)
-        if known is None and tensor.dim() == 1 and id(tensor) in self.names:
+        if known is None and tensor.dim() == 1 and id(tensor) in self.names and tensor.is_floating_point():
             known = self.axis(self.names[id(tensor)], 0, len(tensor), Role.PRODUCER)
         return known
 
@@ -160,13 +160,18 @@ class Facts:
             self.locks.append((ids, reason))
 
     def tie(self, parts: Sequence[Tensor], operator: str) -> None:
-        """Record that the parts must lose the same number of channels; parts without labels lock the others."""
+        """Record that the parts must lose the same number of channels; parts without labels lock the others.
+
+        Args:
+            parts: Labels of each part, shape (channels of the part,).
+            operator: What needs equal counts.
+        """
         where = f"{operator} in {self.path() or 'the model'}"
         if any((part < 0).any() for part in parts):
             for part in parts:
                 self.lock(part, f"{where} mixes channels with unlabelled values")
             return
-        self.ties.append(CountTie(tuple(torch.unique(part).numpy() for part in parts), where))
+        self.ties.append(CountTie(tuple(part.numpy() for part in parts), where))
 
     def price(self, coef: int, axes: Sequence[AxisKey], area_power: int) -> None:
         """Record what an operator of the deployed network costs."""

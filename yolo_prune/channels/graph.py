@@ -143,9 +143,10 @@ class ChannelGraph:
         Raises:
             PlanError: Wrong shape, a locked channel removed, a group emptied, or a tie broken.
         """
-        if keep.shape != (self.channel_count,):
+        if keep.shape != (self.channel_count,) or keep.dtype != np.bool_:
             raise PlanError(
-                f"keep mask has shape {keep.shape}", expected=f"({self.channel_count},), one entry a channel"
+                f"keep mask has shape {keep.shape} and type {keep.dtype}",
+                expected=f"shape ({self.channel_count},), one bool a channel",
             )
         kept = self.kept_widths(keep)
         for group, width in zip(self.groups, kept, strict=True):

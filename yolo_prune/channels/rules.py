@@ -58,9 +58,41 @@ def metadata(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any
 )  # fmt: skip
 def movement(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Run the same operator on the companions."""
+    _lock_picked_channels(facts, func, args, kwargs, out)
     moved = func(*tree_map(lambda leaf: _companion(facts, leaf), list(args)), **kwargs)
     for value, label in zip(tree_leaves(out), tree_leaves(moved), strict=True):
         facts.set_label(value, label)
+
+
+def _lock_picked_channels(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Lock channels that are picked or moved by positions that live in Python."""
+    label = facts.label(args[0]) if isinstance(args[0], Tensor) else None
+    if label is None or func.overloadpacket not in _PICKS:
+        return
+    if func.overloadpacket is aten.index:
+        dims = [dim for dim, index in enumerate(args[1]) if index is not None]
+    elif func.overloadpacket in (aten.roll, aten.flip):
+        dims = list(args[-1]) or list(range(label.dim()))
+    else:
+        dims = [args[1] if len(args) > 1 else kwargs.get("dim", 0)]
+    whole = func.overloadpacket is aten.slice and out.shape == args[0].shape
+    if not whole and any(_varies(label, dim) for dim in dims):
+        facts.lock(label, f"channels are picked by position ({func.overloadpacket}) in {facts.path() or 'the model'}")
+
+
+_PICKS = frozenset(
+    (
+        aten.slice,
+        aten.select,
+        aten.unbind,
+        aten.index,
+        aten.index_select,
+        aten.gather,
+        aten.roll,
+        aten.flip,
+        aten.unfold,
+    )
+)
 
 
 @rule(aten.clone, aten._to_copy, aten.contiguous, aten.dropout, aten.native_dropout)
@@ -188,10 +220,17 @@ def zero_preserving(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[s
       aten.add_, aten.sub_, aten.mul_, aten.div_)  # fmt: skip
 def binary(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> None:  # noqa: ARG001
     """Two labelled operands name the same channels, entry by entry."""
-    labels = [facts.label(operand) for operand in args[:2]]
+    # One number for all channels belongs to none of them.
+    labels = [
+        facts.label(operand) if getattr(operand, "ndim", 0) and operand.numel() > 1 else None for operand in args[:2]
+    ]
     first, second = (_broadcast(label, out) for label in labels)
     if first is not None and second is not None:
         facts.equate(first, second)
+        if func.overloadpacket not in _MULTIPLIES:
+            mixed = (first < 0) != (second < 0)
+            for partly in (first[mixed], second[mixed]):
+                facts.lock(partly, f"meets unlabelled values in {func.overloadpacket} in {facts.path() or 'the model'}")
         if func.overloadpacket in _DIVIDES:
             facts.lock(second, f"divides in {facts.path() or 'the model'}, so it may not be silent")
         facts.set_label(out, torch.where(first >= 0, first, second))
@@ -212,6 +251,7 @@ def binary(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any],
 
 _MOVES_ZERO = frozenset({aten.add, aten.sub, aten.add_, aten.sub_, aten.maximum, aten.minimum})
 _DIVIDES = frozenset({aten.div, aten.div_})
+_MULTIPLIES = frozenset({aten.mul, aten.mul_})
 
 
 # Pooling and resampling ---------------------------------------------------------------------------------------------
@@ -239,6 +279,10 @@ def reduction(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, An
         return
     keepdim = bool(args[2]) if len(args) > 2 else bool(kwargs.get("keepdim", False))
     most = label.amax(dims, keepdim=True)
+    reduced = {dim % label.dim() for dim in dims}
+    varying = {dim for dim in range(label.dim()) if _varies(label, dim)}
+    if (varying and varying <= reduced) or ((label < 0) != (most < 0)).any():
+        facts.lock(label, f"channels are reduced into one another in {facts.path() or 'the model'}")
     facts.equate(label, most.expand_as(label))
     facts.set_label(out, most if keepdim else most.reshape(out.shape))
 
@@ -305,14 +349,17 @@ def _grouped(facts: Facts, name: str, outputs: Tensor, inputs: Tensor) -> None:
 def _vector(facts: Facts, vector: Tensor, channels: Tensor, role: Role) -> None:
     """Tie a per-channel vector to its channels."""
     name = facts.names.get(id(vector))
-    if name is not None:
+    if name is None:
+        facts.lock(channels, f"has a vector of its own that is computed, not stored, in {facts.path() or 'the model'}")
+    else:
         _follow(facts, facts.axis(name, 0, len(vector), role), channels)
 
 
 def _note_norm(facts: Facts, channels: Tensor, scale: Tensor) -> None:
     """Remember which convolution feeds a batch norm directly: its constants can be folded there."""
     producer, norm = facts.owner(int(channels[0])), facts.names.get(id(scale))
-    if producer is not None and norm is not None:
+    whole = producer is not None and torch.equal(channels, facts.axes[producer, 0].ids())
+    if producer is not None and norm is not None and whole:
         facts.norms[producer.rpartition(".")[0]] = norm.rpartition(".")[0]
 
 
@@ -325,8 +372,13 @@ def _tie_parts(facts: Facts, args: Sequence[Any], kwargs: dict[str, Any], out: S
     """Tie the parts of a split if it cuts the channel axis."""
     label = facts.label(args[0])
     if label is not None and _varies(label, _dim(args, kwargs, label)):
+        dim = _dim(args, kwargs, label)
         parts = [part for part in (facts.label(value) for value in out) if part is not None]
-        facts.tie(parts, "equal split")
+        planes = [part.movedim(dim, 0).flatten(1) for part in parts]
+        if all((plane == plane[:, :1]).all() for plane in planes):
+            facts.tie([plane[:, 0] for plane in planes], "equal split")
+        else:
+            facts.lock(label, f"an equal split of mixed channels in {facts.path() or 'the model'}")
 
 
 def _varies(label: Tensor, dim: int) -> bool:

@@ -78,10 +78,27 @@ def _run(facts: Facts, model: nn.Module, example: Tensor, *, training: bool) -> 
             expected="a model that runs on the CPU with such an input",
             remedy="run the model by itself first and mend its forward",
         ) from error
-    for leaf in tree_leaves(facts.host.outputs(result)):
+    for leaf in output_tensors(facts.host.outputs(result)):
         label = facts.label(leaf)
         if label is not None:
             facts.lock(label, "reaches the model's output")
+
+
+def output_tensors(result: Any) -> list[Tensor]:
+    """Return the tensors of what a forward returned.
+
+    Raises:
+        TraceError: It holds an object that cannot be looked into, which might hide a tensor.
+    """
+    leaves = tree_leaves(result)
+    for leaf in leaves:
+        if leaf is not None and not isinstance(leaf, (Tensor, bool, int, float, str)):
+            raise TraceError(
+                f"the forward returns a {type(leaf).__name__}, which cannot be looked into",
+                expected="tensors in lists, tuples and dictionaries",
+                remedy="pass a Host whose `outputs` picks the tensors",
+            )
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def forward_unchanged(

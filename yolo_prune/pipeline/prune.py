@@ -19,7 +19,7 @@ from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifie
 from yolo_prune.importance import CRITERIA, score_channels
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.report import quantity, render
-from yolo_prune.surgery import Verification, fold_constants
+from yolo_prune.surgery import Folding, Verification, fold_constants
 
 
 @dataclass(kw_only=True)
@@ -54,10 +54,13 @@ class PruneResult:
     plan: PrunePlan
     verification: Verification
     widths: list[tuple[str, int, int]]
+    folding: Folding | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plan, proof and costs as plain values."""
-        return {"out": str(self.out), "verification": asdict(self.verification), "plan": self.plan.to_json()}
+        folding = asdict(self.folding) if self.folding else None
+        proof = asdict(self.verification)
+        return {"out": str(self.out), "verification": proof, "plan": self.plan.to_json(), "folding": folding}
 
     def table(self) -> str:
         """Return costs before and after, and what was proven."""
@@ -75,7 +78,18 @@ class PruneResult:
             + f"{narrowed} of {len(self.widths)} channel groups narrowed\n"
             + f"verified: max |silenced - sliced| = {proof.max_abs_error:.1e} in fp64, "
             + f"{proof.macs_counted:,} MACs counted = predicted (at {proof.imgsz_px} px)\n"
+            + self._folded()
             + f"slim checkpoint: {self.out}\n"
+        )
+
+    def _folded(self) -> str:
+        """Say what folding did, after the proof, and where it is an approximation."""
+        if self.folding is None:
+            return ""
+        exact, border, skipped = (len(paths) for paths in vars(self.folding).values())
+        return (
+            f"folded constants of removed channels into {exact + border} layers after the proof: exact in {exact}, "
+            f"inexact at the border of {border} padded ones; {skipped} could not take them\n"
         )
 
 
@@ -86,9 +100,10 @@ def prune(config: PruneConfig) -> PruneResult:
         YoloPruneError: Bad input (nothing is written), or a proof that failed (nothing is written).
     """
     out = Path(config.out)
-    for path in (out, *(Path(name) for name in (config.save_plan, config.json) if name)):
-        refuse_existing(path)
+    _require_new_and_distinct([out, *(Path(name) for name in (config.save_plan, config.json) if name)])
     chosen = None if config.plan else choices(config)
+    if config.plan and (config.target_macs is not None or config.target_params is not None):
+        raise ConfigError("plan= together with a target", expected="one of them: a plan holds every choice already")
     source = read_checkpoint(Path(config.model))
     graph = trace_model(source.model)
     plan = PrunePlan.load(Path(config.plan)) if config.plan else make_plan(source, graph, config, *chosen)  # type: ignore[misc]
@@ -96,16 +111,25 @@ def prune(config: PruneConfig) -> PruneResult:
     keep = plan.keep_mask(graph)
     slim = slim_copy(source.model, graph, keep)
     proof = verifier(source.model, graph).verify(slim, keep).require()
+    folding = None
     if config.fold:
-        fold_constants(source.model, slim, graph, keep, _fold_example(graph, source.model))
+        folding = fold_constants(source.model, slim, graph, keep, _fold_example(graph, source.model))
     # Selected weights keep their type; folded ones are new numbers and would lose digits in half precision.
     dtype = torch.float32 if config.fold else source.stored_dtype
-    write_slim(out, slim, source, plan, dtype=dtype)
     if config.save_plan:
         plan.save(Path(config.save_plan))
+    write_slim(out, slim, source, plan, dtype=dtype, folded=config.fold)
     kept = graph.kept_widths(keep)
     widths = [(group.name, group.width, int(size)) for group, size in zip(graph.groups, kept, strict=True)]
-    return PruneResult(out=out, plan=plan, verification=proof, widths=widths)
+    return PruneResult(out=out, plan=plan, verification=proof, widths=widths, folding=folding)
+
+
+def _require_new_and_distinct(paths: list[Path]) -> None:
+    """Refuse outputs that exist or that would overwrite each other."""
+    if len({path.absolute() for path in paths}) < len(paths):
+        raise ConfigError("two outputs have the same path", expected="a file of its own for out=, save_plan= and json=")
+    for path in paths:
+        refuse_existing(path)
 
 
 def make_plan(

@@ -46,6 +46,6 @@ def _notes(summary: Mapping[str, Any]) -> str:
         f"parameters; verified to {summary['verification']['max_abs_error']:.1e} in fp64.",
     ]
     for backend, ratio in summary["speed_up"].items():
-        words = "faster" if ratio["faster"] else "not separable" if ratio["ratio"] >= 1 else "slower"
+        words = "faster" if ratio["faster"] else "not faster" if ratio["ratio"] < 1 else "not separable"
         lines.append(f"{backend}: {ratio['ratio']:.2f}x ({ratio['p25']:.2f}..{ratio['p75']:.2f}), {words}")
     return "\n".join(lines) + "\n"

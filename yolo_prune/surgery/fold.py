@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from yolo_prune.channels import BoolArray, ChannelGraph
+from yolo_prune.channels import BoolArray, ChannelGraph, Role
 from yolo_prune.channels.trace import forward_unchanged
 from yolo_prune.surgery.mask import silence
 
@@ -56,8 +56,19 @@ def fold_constants(dense: nn.Module, slim: nn.Module, graph: ChannelGraph, keep:
         outputs = graph.axes.get((f"{path}.weight", 0))
         kept = answer if outputs is None else answer[torch.from_numpy(keep[outputs.channels])]
         done = _add_bias(targets, path, graph.norms.get(path), kept)
-        folded["skipped" if not done else "at_border" if any(layer.padding) else "exact"].append(path)
+        padded = layer.padding not in ("valid", (0, 0))
+        folded["skipped" if not done else "at_border" if padded else "exact"].append(path)
+    folded["skipped"] += _unfoldable_readers(dense, graph, keep)
     return Folding(**{name: tuple(paths) for name, paths in folded.items()})
+
+
+def _unfoldable_readers(model: nn.Module, graph: ChannelGraph, keep: BoolArray) -> list[str]:
+    """Return the other layers that read removed channels: grouped and transposed convolutions, linear layers."""
+    foldable = _readers(model, graph, keep)
+    reading = [
+        name for (name, _), axis in graph.axes.items() if axis.role is Role.CONSUMER and not keep[axis.channels].all()
+    ]
+    return [path for path in (name.rpartition(".")[0] for name in reading) if path not in foldable]
 
 
 def _readers(model: nn.Module, graph: ChannelGraph, keep: BoolArray) -> Mapping[str, nn.Conv2d]:

@@ -12,16 +12,21 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from yolo_prune.channels import BoolArray, ChannelGraph, Host
-from yolo_prune.channels.trace import forward_unchanged
+from yolo_prune.channels.trace import forward_unchanged, output_tensors
 from yolo_prune.errors import VerificationError
 from yolo_prune.surgery.mask import silence
 
 TOLERANCE = 1e-9
 """Largest allowed |silenced - sliced| in fp64."""
+
+RELATIVE_TOLERANCE = 1e-6
+"""Largest allowed |silenced - sliced| as a fraction of how much the outputs respond to the image."""
+
+WEAKEST_RESPONSE = 1e-6
+"""Least response of the outputs to the image with which agreement counts as a proof."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,7 @@ class Verification:
 
     Attributes:
         max_abs_error: max |silenced - sliced| over all outputs, in training and inference structure, fp64.
+        response: max |outputs of one image - outputs of another| of the reference, fp64: how much there was to prove.
         macs_predicted: MACs of the closed form at `imgsz_px`.
         macs_counted: MACs that were counted while the deployed slim model ran at `imgsz_px`.
         params_predicted: Parameters of the closed form.
@@ -38,6 +44,7 @@ class Verification:
     """
 
     max_abs_error: float
+    response: float
     macs_predicted: int
     macs_counted: int
     params_predicted: int
@@ -46,7 +53,13 @@ class Verification:
 
     def require(self) -> Verification:
         """Return self, or raise `VerificationError` if anything differs."""
-        if not self.max_abs_error <= TOLERANCE:  # also catches NaN
+        if not self.response >= WEAKEST_RESPONSE:
+            raise VerificationError(
+                f"the outputs hardly depend on the image (they change by {self.response:.1e})",
+                expected=f"at least {WEAKEST_RESPONSE:g}: with weights as weak as these, agreement proves nothing",
+                remedy="train the model before it is pruned; nothing was saved",
+            )
+        if not self.max_abs_error <= min(TOLERANCE, RELATIVE_TOLERANCE * self.response):  # also catches NaN
             raise VerificationError(
                 f"max |silenced - sliced| = {self.max_abs_error:.3e}",
                 expected=f"at most {TOLERANCE:g} in fp64: the removed channels still mattered to something",
@@ -97,23 +110,44 @@ class Verifier:
         Raises:
             VerificationError: The outputs differ in number or shape.
         """
-        self._reference.load_state_dict(self._dense.state_dict())
+        with torch.no_grad():
+            for reference, dense in zip(_tensors(self._reference), _tensors(self._dense), strict=True):
+                reference.copy_(dense)
         silence(self._reference, self._graph, keep)
         candidate = copy.deepcopy(slim).double()
-        error = max(self._error(candidate, training=training) for training in (False, True))
+        errors, responses = zip(
+            *(self._compare(candidate, training=training) for training in (False, True)), strict=True
+        )
         kept = self._graph.kept_widths(keep)
+        side = 2 * self._graph.cost.imgsz_px  # another side than the traced one: also proves how the cost scales
         return Verification(
-            max_abs_error=error,
-            macs_predicted=round(float(self._graph.cost.macs(kept))),
-            macs_counted=counted_macs(self._deployed(candidate.float()), self._image.float()),
+            max_abs_error=max(errors),
+            response=min(responses),
+            macs_predicted=round(float(self._graph.cost.macs(kept, imgsz_px=side))),
+            macs_counted=self._counted_macs(candidate.float(), side),
             params_predicted=round(float(self._graph.cost.params(kept))),
             params_counted=sum(parameter.numel() for parameter in slim.parameters()),
-            imgsz_px=self._graph.cost.imgsz_px,
+            imgsz_px=side,
         )
 
-    def _error(self, candidate: nn.Module, *, training: bool) -> float:
-        models = (self._reference, candidate)
-        return _max_abs_error(*(_outputs(model, self._image, self._host, training=training) for model in models))
+    def _compare(self, candidate: nn.Module, *, training: bool) -> tuple[float, float]:
+        """Return how far the candidate's outputs are off, and how much the reference's depend on the image."""
+        expected, other = (
+            _outputs(self._reference, image, self._host, training=training)
+            for image in (self._image, 1.0 - self._image)
+        )
+        try:
+            found = _outputs(candidate, self._image, self._host, training=training)
+        except Exception as error:
+            raise _slim_fails(error) from error
+        return _max_abs_error(expected, found), _max_abs_error(expected, other)
+
+    def _counted_macs(self, candidate: nn.Module, side: int) -> int:
+        image = torch.zeros(1, self._image.shape[1], side, side)
+        try:
+            return counted_macs(self._deployed(candidate), image)
+        except Exception as error:
+            raise _slim_fails(error) from error
 
 
 def counted_macs(model: nn.Module, image: Tensor) -> int:
@@ -124,8 +158,19 @@ def counted_macs(model: nn.Module, image: Tensor) -> int:
 
 
 def _outputs(model: nn.Module, image: Tensor, host: Host, *, training: bool) -> list[Tensor]:
-    result = host.outputs(forward_unchanged(model, image, training=training))
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    return output_tensors(host.outputs(forward_unchanged(model, image, training=training)))
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _slim_fails(error: Exception) -> VerificationError:
+    return VerificationError(
+        f"the slim model does not run: {error}",
+        expected="a forward that follows its weights' sizes",
+        remedy="nothing was saved; a block with sizes hidden in Python needs a row in the host's block table",
+    )
 
 
 def _max_abs_error(expected: list[Tensor], found: list[Tensor]) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from ultralytics.nn.distill_model import DistillationModel
-from ultralytics.nn.tasks import torch_safe_load
+from ultralytics.nn.tasks import BaseModel, torch_safe_load
 
 from yolo_prune import __version__
 from yolo_prune.errors import CheckpointError, VerificationError
@@ -65,14 +65,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     if isinstance(module, DistillationModel):
         module = module.student_model
-    dtype = next(module.parameters()).dtype
-    model = _require_prunable(module, str(path)).float().eval()
+    model = _require_prunable(module, str(path))
+    dtype = next(model.parameters()).dtype
+    train_args = content.get("train_args")
     return Checkpoint(
         path=path,
         sha256=sha256(path),
-        model=model,
+        model=model.float().eval(),
         stored_dtype=dtype,
-        train_args=dict(content.get("train_args") or {}),
+        train_args=dict(train_args) if isinstance(train_args, dict) else {},
     )
 
 
@@ -102,7 +103,9 @@ def build_from_yaml(name: str) -> nn.Module:
     return _require_prunable(model, name).float().eval()
 
 
-def write_slim(path: Path, slim: nn.Module, source: Checkpoint, plan: PrunePlan, *, dtype: torch.dtype) -> None:
+def write_slim(
+    path: Path, slim: nn.Module, source: Checkpoint, plan: PrunePlan, *, dtype: torch.dtype, folded: bool = False
+) -> None:
     """Write a slim checkpoint that stock Ultralytics loads, with its provenance in the marker attribute.
 
     Args:
@@ -111,12 +114,13 @@ def write_slim(path: Path, slim: nn.Module, source: Checkpoint, plan: PrunePlan,
         source: The checkpoint that it was cut from.
         plan: The plan that was applied.
         dtype: Type of the stored weights; the source's own loses nothing if weights were only selected.
+        folded: Whether constants of removed channels were folded in, for the record.
 
     Raises:
         OutputError: `path` exists or cannot be written.
     """
     model = copy.deepcopy(slim).to(dtype)
-    setattr(model, MARKER, provenance(slim, source, plan))
+    setattr(model, MARKER, {**provenance(slim, source, plan), "folded": folded})
     content = {
         "epoch": -1,
         "best_fitness": None,
@@ -218,7 +222,13 @@ def unpickle(path: Path) -> Any:
 
 
 def _require_prunable(model: nn.Module, name: str) -> nn.Module:
-    """Refuse fused models and tasks without support."""
+    """Refuse fused models, tasks without support, and modules that are no model of the host."""
+    if not isinstance(model, BaseModel):
+        raise CheckpointError(
+            f"'{name}' holds a {type(model).__name__}",
+            expected="a model of Ultralytics",
+            remedy="use best.pt or last.pt of a training run",
+        )
     task = getattr(model, "task", None) or _task_of(model)
     if task not in SUPPORTED_TASKS:
         raise CheckpointError(
