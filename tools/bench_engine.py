@@ -70,7 +70,7 @@ def measure(name: str) -> dict[str, float]:
     slim = slim_copy(model, graph, keep)
     marks.append(time.perf_counter())
     memory = peak_gb()
-    verifier(model, graph).verify(slim, keep)  # timed only: fresh weights are too weak for a proof
+    verifier(model, graph).verify(slim, keep).require()
     marks.append(time.perf_counter())
     trace_s, plan_s, apply_s, verify_s = (after - earlier for earlier, after in itertools.pairwise(marks))
     return {

@@ -35,7 +35,7 @@ def apply(model: nn.Module, graph: ChannelGraph, keep: BoolArray, *, reread: Seq
     graph.check_keep(keep)
     named = [*model.named_parameters(), *model.named_buffers()]
     # Sliced tensors stand in for the dense ones while the modules are copied: no dense copy is ever made.
-    memo: dict[int, Any] = {id(tensor): _sliced(graph, keep, name, tensor) for name, tensor in named}
+    memo: dict[int, Any] = {id(tensor): _owned(selected(graph, keep, name, tensor), tensor) for name, tensor in named}
     slim: nn.Module = copy.deepcopy(model, memo)
     for function in (_reread_torch, *reread):  # torch's layers first: blocks read their children
         for path, module in slim.named_modules():
@@ -47,16 +47,21 @@ def apply(model: nn.Module, graph: ChannelGraph, keep: BoolArray, *, reread: Seq
     return slim
 
 
-def _sliced(graph: ChannelGraph, keep: BoolArray, name: str, tensor: Tensor) -> Tensor:
-    """Return the kept entries of a tensor, as a tensor (or parameter) of its own."""
+def selected(graph: ChannelGraph, keep: BoolArray, name: str, tensor: Tensor) -> Tensor:
+    """Return the kept entries of a parameter or buffer: the one rule of surgery."""
     value = tensor.detach()
     for dim in range(tensor.dim()):
         axis = graph.axes.get((name, dim))
         if axis is not None and not keep[axis.channels].all():
             value = value.index_select(dim, torch.from_numpy(keep[axis.channels].nonzero()[0]))
-    if value.data_ptr() == tensor.data_ptr():
+    return value
+
+
+def _owned(value: Tensor, source: Tensor) -> Tensor:
+    """Return a value in memory of its own, as a parameter where its source is one."""
+    if value.data_ptr() == source.data_ptr():
         value = value.clone()
-    return nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+    return nn.Parameter(value, requires_grad=source.requires_grad) if isinstance(source, nn.Parameter) else value
 
 
 def _reread_torch(module: nn.Module, kept: KeptEntries) -> None:  # noqa: ARG001

@@ -1,7 +1,9 @@
 """Proof that a slim model is what its plan promised.
 
-The reference is the dense model with the removed channels silenced at their producers only. It is computed in fp64, so
-that rounding cannot hide a dependency.
+Two things are shown. Each tensor of the slim model holds, bit for bit, the entries that the plan keeps. And such a
+selection changes nothing: in fp64, the dense model with the removed channels silenced at their producers only gives the
+same outputs as its selection. The second is shown on weights whose norms were given random scales and shifts and
+statistics measured anew, so that every channel carries signal: a barely trained network would agree with anything.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from yolo_prune.channels import BoolArray, ChannelGraph, Host
 from yolo_prune.channels.trace import forward_unchanged, output_tensors
 from yolo_prune.errors import VerificationError
+from yolo_prune.surgery.apply import selected
 from yolo_prune.surgery.mask import silence
 
 TOLERANCE = 1e-9
@@ -99,6 +103,8 @@ class Verifier:
         self._reference = copy.deepcopy(dense).double()
         side, generator = graph.cost.imgsz_px, torch.Generator().manual_seed(seed)
         self._image = torch.rand(1, _image_channels(dense), side, side, generator=generator, dtype=torch.float64)
+        _enliven(self._reference, torch.cat([self._image, 1.0 - self._image]), generator)
+        self._lively = {name: tensor.detach().clone() for name, tensor in _tensors(self._reference).items()}
 
     def verify(self, slim: nn.Module, keep: BoolArray) -> Verification:
         """Compare a slim copy with the silenced dense model, and its counted cost with the predicted one.
@@ -108,13 +114,17 @@ class Verifier:
             keep: Keep mask of shape (channels,).
 
         Raises:
-            VerificationError: The outputs differ in number or shape.
+            VerificationError: A tensor is not what the plan selects, the slim model does not run, or its outputs differ
+                in number or shape.
         """
-        with torch.no_grad():
-            for reference, dense in zip(_tensors(self._reference), _tensors(self._dense), strict=True):
-                reference.copy_(dense)
-        silence(self._reference, self._graph, keep)
+        self._require_selection(slim, keep)
         candidate = copy.deepcopy(slim).double()
+        with torch.no_grad():
+            for name, tensor in _tensors(self._reference).items():
+                tensor.copy_(self._lively[name])
+            for name, tensor in _tensors(candidate).items():
+                tensor.copy_(selected(self._graph, keep, name, self._lively[name]))
+        silence(self._reference, self._graph, keep)
         errors, responses = zip(
             *(self._compare(candidate, training=training) for training in (False, True)), strict=True
         )
@@ -129,6 +139,16 @@ class Verifier:
             params_counted=sum(parameter.numel() for parameter in slim.parameters()),
             imgsz_px=side,
         )
+
+    def _require_selection(self, slim: nn.Module, keep: BoolArray) -> None:
+        """Raise unless each tensor of the slim model holds exactly the kept entries of the dense one."""
+        dense, found = _tensors(self._dense), _tensors(slim)
+        for name in dense.keys() | found.keys():
+            expected = selected(self._graph, keep, name, dense[name]) if name in dense else None
+            if expected is None or name not in found or not torch.equal(expected, found[name]):
+                raise VerificationError(
+                    f"'{name}' of the slim model is not what the plan selects", expected="kept entries"
+                )
 
     def _compare(self, candidate: nn.Module, *, training: bool) -> tuple[float, float]:
         """Return how far the candidate's outputs are off, and how much the reference's depend on the image."""
@@ -161,8 +181,26 @@ def _outputs(model: nn.Module, image: Tensor, host: Host, *, training: bool) -> 
     return output_tensors(host.outputs(forward_unchanged(model, image, training=training)))
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _enliven(model: nn.Module, images: Tensor, generator: torch.Generator) -> None:
+    """Give norms random scales and shifts and, one forward long, measure their statistics anew, in place."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    training, momenta = [module.training for module in model.modules()], [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # the average over all images: those of this forward, after the reset
+        norm.reset_running_stats()
+        if norm.affine:
+            nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
+            nn.init.normal_(norm.bias, 0.0, 0.5, generator=generator)
+    with torch.no_grad():
+        model.train()(images)
+    for module, was in zip(model.modules(), training, strict=True):
+        module.training = was
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _slim_fails(error: Exception) -> VerificationError:
