@@ -77,9 +77,14 @@ def measure(name: str) -> dict[str, float]:
     marks.append(time.perf_counter())
     trace_s, plan_s, apply_s, verify_s = (after - earlier for earlier, after in itertools.pairwise(marks))
     return {
-        "first use s": first_use_s, "trace s": trace_s, "plan s": plan_s, "apply s": apply_s, "engine s": trace_s + plan_s + apply_s,
-        "verify s": verify_s, "peak GB": memory,
-    }  # fmt: skip
+        "first use s": first_use_s,
+        "trace s": trace_s,
+        "plan s": plan_s,
+        "apply s": apply_s,
+        "engine s": trace_s + plan_s + apply_s,
+        "verify s": verify_s,
+        "peak GB": memory,
+    }
 
 
 def peak_gb() -> float:
