@@ -4,6 +4,7 @@ python stock_process.py CHECKPOINT IMAGE.pth FOLDER [export]: writes FOLDER/raw.
 beside the checkpoint the ONNX file that the host exports.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -12,11 +13,9 @@ from fresh_process import Blocked
 
 def main(checkpoint: str, image_file: str, folder: Path, *, export: bool) -> None:
     sys.meta_path.insert(0, Blocked())
-    try:
+    with contextlib.suppress(ModuleNotFoundError):  # what has to happen
         import yolo_prune  # noqa: F401
-    except ModuleNotFoundError:
-        pass
-    else:
+
         sys.exit("yolo_prune can be imported: the test proves nothing")
     import torch
     from ultralytics import YOLO

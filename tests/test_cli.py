@@ -310,7 +310,7 @@ class TestSettings:
         ]
 
     def test_known_keys_pass(self):
-        require_known(["a", "b.c"], ["a", "b"])
+        assert require_known(["a", "b.c"], ["a", "b"]) is None
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ class Verifier:
     def _require_selection(self, slim: nn.Module, keep: BoolArray) -> None:
         """Raise unless each tensor of the slim model holds exactly the kept entries of the dense one."""
         dense, found = _tensors(self._dense), _tensors(slim)
-        for name in dense.keys() | found.keys():
+        for name in sorted(dense.keys() | found.keys()):
             expected = selected(self._graph, keep, name, dense[name]) if name in dense else None
             if expected is None or name not in found or not torch.equal(expected, found[name]):
                 raise VerificationError(
