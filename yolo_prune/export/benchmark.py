@@ -186,6 +186,10 @@ def benchmark(
     )
 
 
+PAUSE_S = 0.05
+"""Longer than any runtime's threads were seen spinning for more work."""
+
+
 def time_in_turns(
     sessions: Mapping[str, Callable[[Array], object]],
     image: Array,
@@ -196,9 +200,9 @@ def time_in_turns(
 ) -> dict[str, list[float]]:
     """Time every session once a round.
 
-    Each turn is an untimed run and then the timed one. The threads of a runtime keep spinning after their work (NCNN's
-    for 20 ms) and caches hold the previous model: timed cold on two cores, NCNN's median rose from 23 to 44 ms and
-    PyTorch's from 48 to 70 because of who ran before. A deployed model follows itself, as the timed run does here.
+    Each turn is a pause, an untimed run and then the timed one. The threads of a runtime keep spinning after their work
+    and caches hold the previous model: timed cold on two cores, NCNN's median rose from 23 to 44 ms because of who ran
+    before, and without the pause a third of its runs still did. A deployed model follows itself, as the timed run does.
 
     Args:
         sessions: Callables by name.
@@ -213,6 +217,7 @@ def time_in_turns(
     latencies_ms: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(-warmup, runs):
         for name in turn_order(tuple(sessions), turn):
+            time.sleep(PAUSE_S)
             sessions[name](image)
             start_ns = clock_ns()
             sessions[name](image)
