@@ -80,7 +80,7 @@ class Depthwise(nn.Module):
 
 
 class Grouped(nn.Module):
-    """Two groups: inputs j and j + 3 of a (6) share a slice of the weight; the outputs (8) are tied 4 and 4."""
+    """Two groups read the halves of a (6), tied 3 and 3, and produce outputs (8), tied 4 and 4."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class Reduced(nn.Module):
 
 
 class Gated(nn.Module):
-    """Sigmoid has no rule (f(0) is not 0): a is locked, b is free."""
+    """Sigmoid turns silence into a constant, which b would read: a is locked, b is free."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,6 +162,117 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(act(self.b(torch.sigmoid(self.a(x)))))
+
+
+class Excited(nn.Module):
+    """Squeeze and excitation: a gate that is never zero multiplies its own channel, so both go: a 4, squeeze 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.squeeze, self.excite, self.out = conv(3, 4), conv(4, 3), nn.Conv2d(3, 4, 1), conv(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = act(self.a(x))
+        gate = nn.functional.hardsigmoid(self.excite(act(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        return self.out(gate * x)
+
+
+class Normed(nn.Module):
+    """A constant is added to a, but the scale of the norm silences it again: a is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.out = conv(3, 4), nn.BatchNorm2d(4), conv(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(act(self.norm(torch.exp(self.a(x)) + 1.0)))
+
+
+class Perceptron(nn.Module):
+    """Linear layers on positions: hidden 6 and the features 4 that feed it; MACs 64 * (3*4 + 4*6 + 6*2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.hidden, self.out = conv(3, 4), nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(act(self.hidden(act(self.a(x)).flatten(2).transpose(1, 2))))
+
+
+class SelfAttention(nn.Module):
+    """One head: queries and keys (3) live in pairs, values 5; MACs 64*3*11 + 64*64*(3 + 5) + 64*5*2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = conv(3, 3), conv(3, 3), conv(3, 5), conv(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).flatten(2) for layer in (self.query, self.key, self.value))
+        weights = (q.transpose(1, 2) @ k).softmax(-1)
+        return self.out((v @ weights.transpose(1, 2)).view(x.shape[0], -1, *x.shape[2:]))
+
+
+class Repeated(nn.Module):
+    """One half of a chunk holds a (2) twice and multiplies b (4): the channels of both are the same two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = conv(3, 2), conv(3, 4), conv(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = act(self.a(x))
+        first, second = torch.cat([a, a, act(self.b(x))], 1).chunk(2, 1)
+        return self.out(first * second)
+
+
+class Straddling(nn.Module):
+    """An equal split that cuts b (10) in 3 and 7: a (4) and b#1 (3) together lose as many as b#2 (7)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.left, self.right = conv(3, 4), conv(3, 10), conv(7, 2), conv(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = torch.cat([act(self.a(x)), act(self.b(x))], 1).chunk(2, 1)
+        return self.left(first) + self.right(second)
+
+
+class Shared(nn.Module):
+    """One layer runs twice, two layers hold one weight: b (4) feeds itself, so it lives with a; c and d are one (5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.out = conv(3, 4), conv(4, 4), conv(4, 5), conv(4, 5), conv(5, 2)
+        self.d.weight = self.c.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = act(self.b(act(self.b(act(self.a(x))))))
+        return self.out(act(self.c(x)) + act(self.d(x)))
+
+
+class Reread(nn.Module):
+    """The weight of a is read twice, once as numbers: a is locked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = conv(3, 4), conv(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(act(self.a(x))) + self.a.weight.abs().mean()
+
+
+class GroupedUp(nn.Module):
+    """Grouped and depthwise transposed convolutions: a 6 (3 and 3), up 4 (2 and 2) with its depthwise twin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = conv(3, 6)
+        self.up = nn.ConvTranspose2d(6, 4, 2, 2, groups=2)
+        self.depth = nn.ConvTranspose2d(4, 4, 2, 2, groups=4)
+        self.out = conv(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(act(self.depth(act(self.up(act(self.a(x)))))))
 
 
 class Shifted(nn.Module):
@@ -216,7 +327,8 @@ TOYS: dict[str, type[nn.Module]] = {
     toy.__name__: toy
     for toy in (
         Chain, Residual, Branches, Chunked, Depthwise, Grouped, Resampled, Padded, Picked, PartlyLabelled, Reduced,
-        Gated, Shifted, FixedSplit, Twin, Unused,
+        Gated, Excited, Normed, Perceptron, SelfAttention, Repeated, Straddling, Shared, Reread, GroupedUp, Shifted,
+        FixedSplit, Twin, Unused,
     )
 }  # fmt: skip
 

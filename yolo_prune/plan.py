@@ -36,21 +36,18 @@ class GroupChoice:
 
     Attributes:
         width: Channels of the group before pruning.
-        keep: Indices of the kept ones within the group, ascending.
+        keep: Indices of the kept ones within the group, ascending; none where a whole head goes.
     """
 
     width: int
     keep: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if (
-            not self.keep
-            or list(self.keep) != sorted(set(self.keep))
-            or not 0 <= self.keep[0] <= self.keep[-1] < self.width
-        ):
+        ascending = list(self.keep) == sorted(set(self.keep))
+        if not ascending or (self.keep and not 0 <= self.keep[0] <= self.keep[-1] < self.width):
             raise PlanError(
                 f"kept indices {list(self.keep)[:8]}... for width {self.width}",
-                expected=f"at least one index, ascending, without repeats, in 0..{self.width - 1}",
+                expected=f"indices in ascending order, without repeats, in 0..{self.width - 1}",
             )
 
 
@@ -92,7 +89,7 @@ class PrunePlan:
                 )
             channels = graph.groups[index[name]].channels
             keep[channels] = False
-            keep[channels[list(chosen.keep)]] = True
+            keep[channels[np.array(chosen.keep, dtype=np.int64)]] = True
         graph.check_keep(keep)
         costs = (cost_at(graph, graph.widths(), self.imgsz_px), cost_at(graph, graph.kept_widths(keep), self.imgsz_px))
         if costs != (self.before, self.after):

@@ -76,7 +76,7 @@ def allocate(graph: ChannelGraph, scores: FloatArray, budget: Budget, allocation
         InfeasibleTargetError: The floors do not allow the target; the message names the smallest reachable one.
     """
     unscored = np.array([not np.isfinite(scores[group.channels]).all() for group in graph.groups])
-    solver = WidthSolver(graph, allocation.constraints, whole=unscored)
+    solver = WidthSolver(graph, allocation.constraints, scores=scores, whole=unscored)
     limit = budget.ratio * budget.cost(graph, graph.widths())
     _require_reachable(graph, budget, solver, limit)
     path: Path = PATHS[allocation.path](graph, scores)

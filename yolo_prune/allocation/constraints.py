@@ -1,17 +1,18 @@
-"""From wished widths to widths that can be built: floors, ties and multiples together.
-
-Deterministic and monotone: a smaller wish never gives a larger width, so budgets can be met by bisection.
-"""
+"""From wished widths to widths that can be built: floors, ties and multiples together."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
+from yolo_prune.allocation.coupled import Coupled
+from yolo_prune.allocation.ladders import Ladder, equations, frozen_groups, head_ladder, independent, ladder
+from yolo_prune.channels import BoolArray, ChannelGraph, IntArray, Tie
 from yolo_prune.errors import ConfigError
 from yolo_prune.importance import FloatArray
 
@@ -24,11 +25,13 @@ class Constraints:
         min_channels: Fewest channels that a group keeps (a narrower group stays whole).
         max_fraction: Largest fraction of a group that may be removed, in [0, 1).
         round_to: Kept widths are multiples of this, where the group is at least that wide; 1 for any width.
+        attention: What attention loses: `width` of every head alike, whole `heads`, or `none`.
     """
 
     min_channels: int = 8
     max_fraction: float = 0.9
     round_to: int = 8
+    attention: Literal["width", "heads", "none"] = "width"
 
     def __post_init__(self) -> None:
         if self.min_channels < 1:
@@ -37,58 +40,99 @@ class Constraints:
             raise ConfigError(f"max_fraction={self.max_fraction}", expected="at least 0 and below 1")
         if self.round_to < 1:
             raise ConfigError(f"round_to={self.round_to}", expected="at least 1")
+        if self.attention not in ("width", "heads", "none"):
+            raise ConfigError(f"attention={self.attention}", expected="one of width, heads, none")
 
 
 class WidthSolver:
-    """Turns wishes into widths for one graph.
+    """Turns wishes into widths for one graph, by way of `ladders` or, where they do not suffice, of `coupled`.
 
-    Tied groups are of one width each side in every supported block, so a tie is solved by giving all its groups the
-    mean of their wishes; a tie between unions of groups keeps them whole.
+    Deterministic. On ladders it is monotone as well: a smaller wish never gives a larger width.
 
     Args:
         graph: The channel graph.
         constraints: Floors and multiples.
+        scores: One score per channel, which decides the heads that go; only `attention=heads` needs it.
         whole: bool array of shape (groups,): groups that keep every channel, besides the locked ones.
     """
 
-    def __init__(self, graph: ChannelGraph, constraints: Constraints, *, whole: BoolArray | None = None) -> None:
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        constraints: Constraints,
+        *,
+        scores: FloatArray | None = None,
+        whole: BoolArray | None = None,
+    ) -> None:
+        self._graph, self._constraints = graph, constraints
+        self._scores = np.zeros(graph.channel_count) if scores is None else scores
         self.widths = graph.widths()
-        self.round_to = constraints.round_to
-        self.component = _tied(graph)
-        frozen = np.array([bool(group.lock) for group in graph.groups])
-        if whole is not None:
-            frozen |= whole
-        for tie in graph.ties:
-            if any(len(part) != 1 for part in tie.sets):
-                frozen[[index for part in tie.sets for index in part]] = True
-        frozen_components = np.unique(self.component[frozen])
-        self.frozen = np.isin(self.component, frozen_components)
         fraction_floor = np.ceil(self.widths * (1.0 - constraints.max_fraction) - 1e-9).astype(np.int64)
-        floor = np.minimum(np.maximum(fraction_floor, constraints.min_channels), self.widths)
-        self.floor = np.where(self.frozen, self.widths, self._round_up(floor))
+        self._floors = np.minimum(np.maximum(fraction_floor, constraints.min_channels), self.widths)
+        self.units: list[Ladder | Coupled] = list(self._units(frozen_groups(graph, whole)))
+        self.component = np.arange(len(self.widths)) + len(self.units)  # groups in no unit stand alone
+        for number, unit in enumerate(self.units):
+            self.component[unit.groups] = number
 
     def settle(self, wish: FloatArray | IntArray) -> IntArray:
         """Return buildable widths near the wished ones, both of shape (groups,)."""
-        members = np.bincount(self.component)
-        shared = (np.bincount(self.component, weights=wish) / members)[self.component]
-        rounded = np.floor(shared / self.round_to + 0.5).astype(np.int64) * self.round_to
-        # A group that is no multiple wide has one more choice: to stay whole.
-        whole = self.widths - shared <= shared - np.minimum(rounded, self.widths // self.round_to * self.round_to)
-        rounded = np.where((rounded > self.widths) | whole, self.widths, rounded)
-        return np.maximum(rounded, self.floor)
+        kept = self.widths.copy()
+        for unit in self.units:
+            kept[unit.groups] -= unit.nearest(self.widths[unit.groups] - np.asarray(wish, dtype=float)[unit.groups])
+        return kept
 
     def smallest(self) -> IntArray:
         """Return the smallest buildable widths, shape (groups,)."""
-        return self.floor.copy()
+        return self.settle(np.zeros(len(self.widths)))
 
-    def _round_up(self, widths: IntArray) -> IntArray:
-        return np.minimum(-(-widths // self.round_to) * self.round_to, self.widths)
+    def _units(self, frozen: BoolArray) -> list[Ladder | Coupled]:
+        """Split the groups that may change into sets that choose their widths independently."""
+        units: list[Ladder | Coupled] = []
+        for groups, ties in _tied(self._graph, frozen):
+            in_heads = any(tie.rows for tie in ties)
+            if in_heads and self._constraints.attention == "none":
+                continue
+            lots = self._lots(groups, ties)
+            if in_heads and self._constraints.attention == "heads":
+                heads = head_ladder(self._graph, ties, groups, self._scores, lots)
+                units += [heads] if heads is not None else []
+                continue
+            matrix = equations(ties, groups)
+            spans = independent(matrix)
+            widths, floors = self.widths[groups], self._floors[groups]
+            if spans is None:
+                units.append(Coupled(groups, matrix, widths, floors, self._constraints.round_to))
+                continue
+            for span in spans:
+                members = span > 0
+                units.append(ladder(groups[members], span[members], widths[members], floors[members], lots[members]))
+        return units
+
+    def _lots(self, groups: IntArray, ties: list[Tie]) -> IntArray:
+        """Return the multiple for each group: heads lie side by side in one layer, so their sum counts."""
+        lots = np.full(len(groups), self._constraints.round_to)
+        for tie in ties:
+            rows = np.isin(groups, list(tie.members())) & (tie.rows > 0)
+            lots[rows] = self._constraints.round_to // np.gcd(self._constraints.round_to, max(tie.rows, 1))
+        return lots
 
 
-def _tied(graph: ChannelGraph) -> IntArray:
-    """Return, for every group, the number of the set of groups that ties connect it with."""
-    pairs = [(tie.sets[0][0], index) for tie in graph.ties for part in tie.sets for index in part]
+def _tied(graph: ChannelGraph, frozen: BoolArray) -> list[tuple[IntArray, list[Tie]]]:
+    """Return sets of groups that ties connect, each with its ties; groups that keep every channel are in none."""
+    pairs = [
+        (members[0], other)
+        for tie in graph.ties
+        if (members := [index for index in sorted(tie.members()) if not frozen[index]])
+        for other in members
+    ]
     first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    size = len(graph.groups)
-    edges = coo_array((np.ones(len(first)), (first, second)), shape=(size, size))
-    return connected_components(edges, directed=False)[1].astype(np.int64)
+    edges = coo_array((np.ones(len(first)), (first, second)), shape=(len(frozen), len(frozen)))
+    component = connected_components(edges, directed=False)[1]
+    ties = defaultdict(list)
+    for tie in graph.ties:
+        for number in {component[index] for index in tie.members() if not frozen[index]}:
+            ties[number].append(tie)
+    sets: dict[int, list[int]] = defaultdict(list)
+    for group in np.flatnonzero(~frozen):
+        sets[component[group]].append(int(group))
+    return [(np.array(groups, dtype=np.int64), ties[number]) for number, groups in sets.items()]

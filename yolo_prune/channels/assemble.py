@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array, hstack
@@ -11,30 +12,43 @@ from scipy.sparse.csgraph import connected_components
 
 from yolo_prune.channels.cost import CostModel, CostTerm, params_terms
 from yolo_prune.channels.facts import Facts
-from yolo_prune.channels.graph import Axis, AxisKey, ChannelGraph, ChannelGroup, IntArray, Role, Tie, TraceReport
+from yolo_prune.channels.graph import (
+    Axis,
+    AxisKey,
+    ChannelGraph,
+    ChannelGroup,
+    IntArray,
+    Rescale,
+    Role,
+    Tie,
+    TraceReport,
+)
 
 
-def assemble(facts: Facts, *, imgsz_px: int) -> ChannelGraph:
+def assemble(facts: Facts, *, imgsz_px: int, powers: Mapping[int, int]) -> ChannelGraph:
     """Solve the facts of a trace.
 
     Args:
         facts: What the trace collected.
         imgsz_px: Side of the traced image.
+        powers: Growth with the image's area, by call, of the prices whose rule could not know it.
     """
     count, channel_of = _solve(facts)
     axes = {
-        key: Axis(role=axis.role, channels=channel_of[axis.start : axis.start + axis.size])
+        key: Axis(role=axis.role, channels=channel_of[axis.start : axis.start + axis.size], groups=axis.groups)
         for key, axis in facts.axes.items()
     }
-    ties, uneven = _solved_ties(facts, channel_of)
-    locks = _lock_reasons(facts, channel_of, count, uneven)
-    incidence = _incidence(axes, count)
+    ties = _solved_ties(facts, channel_of)
+    locks = _lock_reasons(facts, channel_of, count)
+    _spread_locks(locks, ties)
+    incidence = _incidence([axis.channels for axis in axes.values()], count)
     groups = _groups(axes, incidence, locks, ties)
     return ChannelGraph(
         axes=axes,
         groups=groups,
         ties=_group_ties(ties, groups, count),
-        cost=_cost(facts, list(axes), incidence, groups, imgsz_px),
+        cost=_cost(facts, axes, channel_of, groups, imgsz_px, powers),
+        rescales=tuple(Rescale(axes=keys, entries=entries) for keys, entries in facts.rescales if keys),
         norms=dict(facts.norms),
         report=TraceReport(
             operators_without_rule=dict(facts.without_rule),
@@ -55,41 +69,59 @@ def _solve(facts: Facts) -> tuple[int, IntArray]:
     return int(count), channel_of.astype(np.int64)
 
 
-SolvedTie = tuple[tuple[IntArray, ...], str]
+@dataclass(frozen=True)
+class SolvedTie:
+    """A tie over channels.
+
+    Attributes:
+        parts: For each part, its channels and how many entries each takes.
+        where: Operator and module path.
+        rows: See `Tie`.
+    """
+
+    parts: tuple[tuple[IntArray, IntArray], ...]
+    where: str
+    rows: int
 
 
-def _solved_ties(facts: Facts, channel_of: IntArray) -> tuple[list[SolvedTie], list[SolvedTie]]:
-    """Return the ties over channels, once each, and those in which a part holds a channel more than once."""
-    even: dict[tuple[bytes, ...], SolvedTie] = {}
-    uneven: list[SolvedTie] = []
+def _solved_ties(facts: Facts, channel_of: IntArray) -> list[SolvedTie]:
+    """Return the ties over channels, once each; one whose parts are all the same channels says nothing."""
+    solved: dict[tuple[tuple[bytes, bytes], ...], SolvedTie] = {}
     for tie in facts.ties:
-        parts = tuple(np.unique(channel_of[ids]) for ids in tie.parts)
-        distinct = {part.tobytes(): part for part in parts}
-        if any(len(part) != len(ids) for part, ids in zip(parts, tie.parts, strict=True)):
-            uneven.append((parts, tie.where))
-        elif len(distinct) > 1:
-            even.setdefault(tuple(sorted(distinct)), (tuple(distinct.values()), tie.where))
-    return list(even.values()), uneven
+        parts = [np.unique(channel_of[ids], return_counts=True) for ids in tie.parts]
+        distinct = {(channels.tobytes(), counts.tobytes()): (channels, counts) for channels, counts in parts}
+        if len(distinct) > 1:
+            solved.setdefault(tuple(sorted(distinct)), SolvedTie(tuple(distinct.values()), tie.where, tie.rows))
+    return list(solved.values())
 
 
-def _lock_reasons(facts: Facts, channel_of: IntArray, count: int, uneven: Sequence[SolvedTie]) -> list[str]:
+def _lock_reasons(facts: Facts, channel_of: IntArray, count: int) -> list[str]:
     """Return why each channel is locked; empty where it is free. The first reason found is kept."""
     reasons = [""] * count
     for ids, reason in facts.locks:
         for channel in np.unique(channel_of[ids]):
             reasons[channel] = reasons[channel] or reason
-    for parts, where in uneven:
-        for channel in np.unique(np.concatenate(parts)):
-            reasons[channel] = reasons[channel] or f"{where} of channels that repeat"
     return reasons
 
 
-def _incidence(axes: dict[AxisKey, Axis], count: int) -> csr_array:
-    """Return how many entries of each axis a channel takes, shape (channels, axes)."""
-    rows = np.concatenate([axis.channels for axis in axes.values()]) if axes else np.zeros(0, dtype=np.int64)
-    columns = np.repeat(np.arange(len(axes)), [len(axis.channels) for axis in axes.values()])
-    ones = np.ones(len(rows), dtype=np.int64)
-    return csr_array(coo_array((ones, (rows, columns)), shape=(count, len(axes))))
+def _spread_locks(reasons: list[str], ties: Sequence[SolvedTie]) -> None:
+    """Lock, in place, what is tied to a part that can lose nothing."""
+    changed = True
+    while changed:  # ends: every round locks another channel
+        changed = False
+        for tie in ties:
+            locked = [channels for channels, _ in tie.parts if all(reasons[channel] for channel in channels)]
+            free = [c for channels, _ in tie.parts for c in channels if not reasons[c]] if locked else []
+            for channel in free:
+                reasons[channel] = f"{tie.where}: as many as of others, which are locked: {reasons[locked[0][0]]}"
+                changed = True
+
+
+def _incidence(sizes: Sequence[IntArray], count: int) -> csr_array:
+    """Return how many entries of each list of channels a channel takes, shape (channels, lists)."""
+    rows = np.concatenate([np.zeros(0, dtype=np.int64), *sizes])
+    columns = np.repeat(np.arange(len(sizes)), [len(channels) for channels in sizes])
+    return csr_array(coo_array((np.ones(len(rows), dtype=np.int64), (rows, columns)), shape=(count, len(sizes))))
 
 
 def _groups(
@@ -106,18 +138,26 @@ def _groups(
         for part in partition.values()
     ]
     names = _unique([_producer(axes, keys) for keys in cut])
+    tied = {int(channel) for tie in ties for part, _ in tie.parts for channel in part}
     return tuple(
-        ChannelGroup(name=name, channels=np.array(channels, dtype=np.int64), axes=group_axes, lock=lock)
-        for (_, _, lock), channels, group_axes, name in zip(partition, partition.values(), cut, names, strict=True)
+        ChannelGroup(
+            name=name,
+            channels=np.array(channels, dtype=np.int64),
+            axes=group_axes,
+            lock=lock or ("is the only channel of its group" if len(channels) == 1 and channels[0] not in tied else ""),
+        )
+        for ((_, _, lock), channels), group_axes, name in zip(partition.items(), cut, names, strict=True)
     )
 
 
 def _membership(ties: Sequence[SolvedTie], count: int) -> csr_array:
-    """Return which parts of ties each channel belongs to, shape (channels, parts)."""
-    parts = [part for tie_parts, _ in ties for part in tie_parts]
-    rows = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
-    columns = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    return csr_array(coo_array((np.ones(len(rows), dtype=np.int64), (rows, columns)), shape=(count, len(parts))))
+    """Return how many entries each channel takes of each part of a tie, shape (channels, parts)."""
+    parts = [part for tie in ties for part in tie.parts]
+    empty = np.zeros(0, dtype=np.int64)
+    rows = np.concatenate([empty, *(channels for channels, _ in parts)])
+    entries = np.concatenate([empty, *(counts for _, counts in parts)])
+    columns = np.repeat(np.arange(len(parts)), [len(channels) for channels, _ in parts])
+    return csr_array(coo_array((entries, (rows, columns)), shape=(count, len(parts))))
 
 
 def _producer(axes: dict[AxisKey, Axis], keys: Sequence[AxisKey]) -> str:
@@ -139,29 +179,54 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 
 def _group_ties(ties: Sequence[SolvedTie], groups: Sequence[ChannelGroup], count: int) -> tuple[Tie, ...]:
-    """Express ties over groups: every part is a union of whole groups."""
+    """Express ties over groups: every part is a union of whole groups, each of equal entries."""
     group_of = np.zeros(count, dtype=np.int64)
     for index, group in enumerate(groups):
         group_of[group.channels] = index
     return tuple(
-        Tie(sets=tuple(tuple(int(index) for index in np.unique(group_of[part])) for part in parts), where=where)
-        for parts, where in ties
+        Tie(
+            sets=tuple(
+                tuple(sorted({(int(group_of[c]), int(n)) for c, n in zip(channels, counts, strict=True)}))
+                for channels, counts in tie.parts
+            ),
+            where=tie.where,
+            rows=tie.rows,
+        )
+        for tie in ties
     )
 
 
 def _cost(
-    facts: Facts, keys: list[AxisKey], incidence: csr_array, groups: Sequence[ChannelGroup], imgsz_px: int
+    facts: Facts,
+    axes: Mapping[AxisKey, Axis],
+    channel_of: IntArray,
+    groups: Sequence[ChannelGroup],
+    imgsz_px: int,
+    powers: Mapping[int, int],
 ) -> CostModel:
-    """Number the axes of the recorded prices and count, per group, the entries that one channel takes of each axis."""
-    index = {key: position for position, key in enumerate(keys)}
+    """Number the sizes that the recorded prices multiply, and count the entries that one channel takes of each.
+
+    The size of a dimension that is shared by the groups of a convolution is that of any of them: the first.
+    """
+    sizes = [axis.channels[: len(axis.channels) // axis.groups] for axis in axes.values()]
+    index = {key: position for position, key in enumerate(axes)}
+    terms = []
+    for price in facts.prices:
+        positions = []
+        for size in price.sizes:
+            if isinstance(size, tuple):
+                positions.append(index[size])
+            else:
+                positions.append(len(sizes))
+                sizes.append(channel_of[size])
+        power = powers[price.call] if price.area_power is None else price.area_power
+        terms.append(CostTerm(coef=price.coef, axes=tuple(positions), area_power=power))
     shapes = {name: tuple(parameter.shape) for name, parameter in facts.parameters.items()}
     representatives = [int(group.channels[0]) for group in groups]
+    count = sum(group.width for group in groups)
     return CostModel(
-        incidence=incidence[representatives].toarray().T.astype(np.float64),
-        macs_terms=tuple(
-            CostTerm(coef=price.coef, axes=tuple(index[key] for key in price.axes), area_power=price.area_power)
-            for price in facts.prices
-        ),
+        incidence=_incidence(sizes, count)[representatives].toarray().T.astype(np.float64),
+        macs_terms=tuple(terms),
         params_terms=tuple(params_terms(shapes, index)),
         imgsz_px=imgsz_px,
     )

@@ -17,10 +17,8 @@ from torch.utils.module_tracker import ModuleTracker
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from yolo_prune.channels.graph import AxisKey, IntArray, Role
+from yolo_prune.channels.labels import ids as ids_of
 from yolo_prune.errors import TraceError
-
-NONE = -1
-"""Label of a value that belongs to no channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,34 +27,51 @@ class Host:
 
     Attributes:
         outputs: Picks, from what the forward returns, what really leaves the model.
-        resizes: Whether a module's split sizes follow its weights (its attributes are re-read after surgery), so that
-            an explicit split of channels inside it is a tie and not a lock.
-        locked_axes: Axes of a module, by (name relative to the module, dim, reason), that must keep their size.
+        resizes: Whether a module's sizes follow its weights (its attributes are re-read after surgery), so that an
+            explicit split or view of channels inside it is a tie and not a lock.
+        loses_rows: Whether a module that `resizes` also re-reads its number of rows of channels (attention's heads), so
+            that whole rows may go.
+        ties: Axes of a module, (name relative to the module, dim), that must lose the same number of entries.
+        rescaled: Entries of a module's vectors, by (names relative to the module, entries), whose values grow by the
+            square root of the kept share, because the forward divides by the root of their number.
         training_only: Whether a submodule path is dropped or merged before deployment, so that it costs no MACs.
+        apart: Whether a submodule path, if no forward runs it, is known to read no channel of the network.
     """
 
     outputs: Callable[[Any], Any] = lambda result: result
     resizes: Callable[[nn.Module], bool] = lambda _module: False
-    locked_axes: Callable[[nn.Module], Sequence[tuple[str, int, str]]] = lambda _module: ()
+    loses_rows: Callable[[nn.Module], bool] = lambda _module: False
+    ties: Callable[[nn.Module], Sequence[Sequence[tuple[str, int]]]] = lambda _module: ()
+    rescaled: Callable[[nn.Module], Sequence[tuple[Sequence[str], Sequence[int]]]] = lambda _module: ()
     training_only: Callable[[str], bool] = lambda _path: False
+    apart: Callable[[str], bool] = lambda _path: False
 
 
 @dataclass(frozen=True)
 class Price:
-    """A cost term before the axes have numbers; see `cost.CostTerm`."""
+    """A cost term before the axes have numbers; see `cost.CostTerm`.
+
+    Attributes:
+        coef: MACs per pair of entries.
+        sizes: Axes, or ids of the entries that are counted.
+        area_power: Growth with the image's area; None where only a second run can tell.
+        call: Which call of a priced operator this was.
+    """
 
     coef: int
-    axes: tuple[AxisKey, ...]
-    area_power: int
+    sizes: tuple[AxisKey | IntArray, ...]
+    area_power: int | None
+    call: int
 
 
 @dataclass(frozen=True)
 class Slices:
-    """An axis as the trace names it: ids `start .. start + size - 1`."""
+    """An axis as the trace names it: ids `start .. start + size - 1`; see `graph.Axis` for `groups`."""
 
     start: int
     size: int
     role: Role
+    groups: int = 1
 
     def ids(self) -> Tensor:
         """Return the ids of the entries, shape (size,)."""
@@ -65,10 +80,17 @@ class Slices:
 
 @dataclass(frozen=True)
 class CountTie:
-    """Ids of each part of an equal split, and where it happens."""
+    """Ids of each part that must lose the same number of entries, and where.
+
+    Attributes:
+        parts: Ids of each part; an id may stand in several, or more than once in one.
+        where: Operator and module.
+        rows: Number of rows of the rectangle whose rows the parts are (see `graph.Tie`); 0 if they are none.
+    """
 
     parts: tuple[IntArray, ...]
     where: str
+    rows: int = 0
 
 
 class Facts:
@@ -87,44 +109,98 @@ class Facts:
         self.names = {id(tensor): name for name, tensor in named}
         self.tracker = ModuleTracker()
         self.costing = False
+        self.calls = 0
         self.axes: dict[AxisKey, Slices] = {}
         self.id_count = 0
         self.equalities: list[tuple[IntArray, IntArray]] = []
         self.locks: list[tuple[IntArray, str]] = []
         self.ties: list[CountTie] = []
+        self.rescales: list[tuple[tuple[AxisKey, ...], IntArray]] = []
         self.prices: list[Price] = []
         self.norms: dict[str, str] = {}
         self.without_rule: Counter[str] = Counter()
         self.touched: set[str] = set()
+        self.misused: dict[str, str] = {}
+        self.read_as_weights: set[str] = set()
         self._owners: dict[int, str] = {}
         self._labels: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._views: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     # Where we are ---------------------------------------------------------------------------------------------------
     def path(self) -> str:
         """Return the path of the innermost running module; empty in the root."""
         return max(self.tracker.parents, key=len).partition(".")[2]
 
+    def place(self) -> str:
+        """Return the same for a reader."""
+        return self.path() or "the model"
+
     def sizes_follow_weights(self) -> bool:
-        """Return whether the running module re-reads its split sizes after surgery."""
+        """Return whether the running module re-reads its sizes after surgery."""
         return self.host.resizes(self.modules[self.path()])
 
-    def touch(self, tensors: Sequence[Tensor]) -> None:
-        """Note which of the model's own tensors an operator used."""
-        self.touched.update(self.names[id(tensor)] for tensor in tensors if id(tensor) in self.names)
+    def rows_may_go(self) -> bool:
+        """Return whether whole rows of channels may leave the running module."""
+        return self.host.loses_rows(self.modules[self.path()])
 
     def concern(self, tensor: Tensor) -> bool:
-        """Return whether a tensor is one of the model's own or carries labels."""
-        return id(tensor) in self.names or tensor in self._labels
+        """Return whether a tensor is one of the model's own, a view of one, or carries labels."""
+        return id(tensor) in self.names or tensor in self._labels or tensor in self._views
+
+    # The model's own tensors ----------------------------------------------------------------------------------------
+    def note_use(self, tensors: Sequence[Tensor], operator: str) -> None:
+        """Note which of the model's own tensors an operator used, after its rule ran.
+
+        A weight that no rule read as a weight may not change: whatever happened to it depends on its size.
+        """
+        for tensor in tensors:
+            name = self.names.get(id(tensor)) or self.view_of(tensor)
+            if name is None:
+                continue
+            self.touched.add(name)
+            if name in self.parameters and _is_weight(self.parameters[name]) and name not in self.read_as_weights:
+                self.misused.setdefault(name, f"is also used by {operator} in {self.place()}")
+        self.read_as_weights.clear()
+
+    def weight(self, tensor: Tensor) -> str | None:
+        """Return the name of a parameter that the running rule reads as a weight."""
+        name = self.names.get(id(tensor))
+        if name is not None:
+            self.read_as_weights.add(name)
+        return name
+
+    def transposed_weight(self, tensor: Tensor) -> str | None:
+        """Return the name of the parameter of which a tensor is the transpose, read as a weight."""
+        name = self.view_of(tensor)
+        if name is not None:
+            self.read_as_weights.add(name)
+        return name
+
+    def view_of(self, tensor: Tensor) -> str | None:
+        """Return the name of the parameter of which a tensor is the transpose."""
+        name: str | None = self._views.get(tensor)
+        return name
+
+    def set_transposed(self, tensor: Tensor, parameter: Tensor) -> None:
+        """Note that a tensor is the transpose of a matrix of the model."""
+        name = self.weight(parameter)
+        if name is not None:
+            self._views[tensor] = name
 
     # Labels of activations ------------------------------------------------------------------------------------------
     def label(self, tensor: Any) -> Tensor | None:
-        """Return the companion of an activation, or of a 1-D parameter used as an operand; None if it has none."""
+        """Return the companion of an activation, or of a vector of the model used as an operand; None if it has none.
+
+        A vector is a parameter with one dimension of more than one entry, such as a shape of (1, C, 1, 1).
+        """
         if not isinstance(tensor, Tensor):
             return None
         known: Tensor | None = self._labels.get(tensor)
-        if known is None and tensor.dim() == 1 and id(tensor) in self.names and tensor.is_floating_point():
-            known = self.axis(self.names[id(tensor)], 0, len(tensor), Role.PRODUCER)
-        return known
+        name = self.names.get(id(tensor)) if known is None and tensor.is_floating_point() else None
+        dim = _vector_dim(tensor) if name is not None else None
+        if name is None or dim is None:
+            return known
+        return self.axis(name, dim, tensor.shape[dim], Role.PRODUCER).view(tensor.shape)
 
     def set_label(self, tensor: Tensor, label: Tensor) -> None:
         """Give an activation its companion, of the same shape."""
@@ -133,11 +209,11 @@ class Facts:
         self._labels[tensor] = label
 
     # Facts about slices ---------------------------------------------------------------------------------------------
-    def axis(self, name: str, dim: int, size: int, role: Role) -> Tensor:
+    def axis(self, name: str, dim: int, size: int, role: Role, *, groups: int = 1) -> Tensor:
         """Return the ids of an axis, shape (size,), naming them on first sight."""
         key = (name, dim)
         if key not in self.axes:
-            self.axes[key] = Slices(self.id_count, size, role)
+            self.axes[key] = Slices(self.id_count, size, role, groups)
             self._owners[self.id_count] = name
             self.id_count += size
         return self.axes[key].ids()
@@ -148,6 +224,7 @@ class Facts:
 
     def equate(self, first: Tensor, second: Tensor) -> None:
         """Record that labels of one shape name the same channels, entry by entry, where both name one."""
+        first, second = ids_of(first), ids_of(second)
         different = (first != second) & (first >= 0) & (second >= 0)
         if different.any():
             pairs = torch.stack([first[different], second[different]]).numpy()
@@ -155,25 +232,50 @@ class Facts:
 
     def lock(self, labels: Tensor, reason: str) -> None:
         """Record that the labelled channels must all stay."""
-        ids = torch.unique(labels[labels >= 0]).numpy()
-        if ids.size:
-            self.locks.append((ids, reason))
+        channels = torch.unique(ids_of(labels[labels >= 0])).numpy()
+        if channels.size:
+            self.locks.append((channels, reason))
 
-    def tie(self, parts: Sequence[Tensor], operator: str) -> None:
-        """Record that the parts must lose the same number of channels; parts without labels lock the others.
+    def tie(self, parts: Sequence[Tensor], operator: str, *, rows: int = 0) -> None:
+        """Record that the parts must lose the same number of entries; parts without labels lock the others.
 
         Args:
-            parts: Labels of each part, shape (channels of the part,).
+            parts: Labels of each part, shape (entries of the part,).
             operator: What needs equal counts.
+            rows: See `CountTie`.
         """
-        where = f"{operator} in {self.path() or 'the model'}"
+        where = f"{operator} in {self.place()}"
         if any((part < 0).any() for part in parts):
             for part in parts:
                 self.lock(part, f"{where} mixes channels with unlabelled values")
             return
-        self.ties.append(CountTie(tuple(part.numpy() for part in parts), where))
+        self.ties.append(CountTie(tuple(ids_of(part).numpy() for part in parts), where, rows))
 
-    def price(self, coef: int, axes: Sequence[AxisKey], area_power: int) -> None:
-        """Record what an operator of the deployed network costs."""
+    def price(self, coef: int, sizes: Sequence[AxisKey | Tensor], area_power: int | None) -> None:
+        """Record what an operator of the deployed network costs.
+
+        Args:
+            coef: MACs per pair of entries of `sizes`.
+            sizes: Axes of parameters (those that carry no channel are left out), or labels whose entries are counted.
+            area_power: How the cost grows with the image's area; None to have it measured.
+        """
         if self.costing and not self.host.training_only(self.path()):
-            self.prices.append(Price(coef, tuple(key for key in axes if key in self.axes), area_power))
+            counted = tuple(
+                ids_of(size.flatten()).numpy() if isinstance(size, Tensor) else size
+                for size in sizes
+                if isinstance(size, Tensor) or size in self.axes
+            )
+            self.prices.append(Price(coef, counted, area_power, self.calls))
+
+
+def _vector_dim(tensor: Tensor) -> int | None:
+    """Return the only dimension with more than one entry; that of a 1-D tensor in any case."""
+    if tensor.dim() == 1:
+        return 0
+    long = [dim for dim, size in enumerate(tensor.shape) if size > 1]
+    return long[0] if len(long) == 1 else None
+
+
+def _is_weight(parameter: Tensor) -> bool:
+    """Return whether a parameter has filters, so that one of its axes reads other channels than the other produces."""
+    return _vector_dim(parameter) is None and parameter.numel() > 1

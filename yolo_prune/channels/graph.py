@@ -41,11 +41,14 @@ class Axis:
 
     Attributes:
         role: How the axis takes part in its channels.
-        channels: int64 array of shape (size of the dimension,): the channel of each entry.
+        channels: int64 array of shape (groups * size of the dimension,): the channel of each entry.
+        groups: Of a grouped convolution, on dim 1 of its weight: block g of the rows of dim 0 has entries of its own
+            there, which `channels` lists block after block. 1 everywhere else.
     """
 
     role: Role
     channels: IntArray
+    groups: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +75,42 @@ class ChannelGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Tie:
-    """Sets of groups that must lose the same number of channels, each choosing its own.
+    """Parts that must lose the same number of entries, each choosing its own.
 
     Attributes:
-        sets: For each part, the indices (into `ChannelGraph.groups`) of the groups that make it up.
-        where: Module path and operator that need equal counts.
+        sets: For each part, the groups that make it up: (index into `ChannelGraph.groups`, entries of the part that
+            one channel of the group takes).
+        where: Operator and module path that need equal counts.
+        rows: If the parts are rows of rectangles, the number of rows (attention's heads); 0 if they are not. A whole
+            row may go, whatever the others lose.
     """
 
-    sets: tuple[tuple[int, ...], ...]
+    sets: tuple[tuple[tuple[int, int], ...], ...]
     where: str
+    rows: int = 0
+
+    def members(self) -> set[int]:
+        """Return the indices of all groups in it."""
+        return {index for part in self.sets for index, _ in part}
+
+    def entries(self, counts: IntArray) -> list[int]:
+        """Return the entries of each part at given channels per group, shape (groups,)."""
+        return [sum(int(counts[index]) * entries for index, entries in part) for part in self.sets]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescale:
+    """Values that grow by the square root of the kept share of their entries.
+
+    Attention divides by the root of its key width, read from the weights; this keeps the quotient as it was.
+
+    Attributes:
+        axes: The vectors that hold the values.
+        entries: int64 array: the entries, the same in each vector.
+    """
+
+    axes: tuple[AxisKey, ...]
+    entries: IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +135,7 @@ class ChannelGraph:
         groups: Partition of the channels.
         ties: Equal-count constraints between groups.
         cost: Closed form of MACs and parameters over the kept widths of `groups`.
+        rescales: Values that change with the number of their kept entries.
         norms: Batch-norm module path for each convolution module path that directly feeds one.
         report: What the trace could not settle.
         channel_count: Number of channels.
@@ -114,6 +145,7 @@ class ChannelGraph:
     groups: tuple[ChannelGroup, ...]
     ties: tuple[Tie, ...]
     cost: CostModel
+    rescales: tuple[Rescale, ...]
     norms: Mapping[str, str]
     report: TraceReport
     channel_count: int
@@ -149,13 +181,19 @@ class ChannelGraph:
                 expected=f"shape ({self.channel_count},), one bool a channel",
             )
         kept = self.kept_widths(keep)
-        for group, width in zip(self.groups, kept, strict=True):
+        in_rows = {index for tie in self.ties if tie.rows for index in tie.members()}
+        for index, (group, width) in enumerate(zip(self.groups, kept, strict=True)):
             if group.lock and width != group.width:
                 raise PlanError(f"{group.width - width} channels of locked '{group.name}' removed", expected=group.lock)
-            if width == 0:
+            if width == 0 and index not in in_rows:
                 raise PlanError(f"every channel of '{group.name}' removed", expected="at least one kept channel")
-        removed = self.widths() - kept
         for tie in self.ties:
-            counts = [int(removed[list(part)].sum()) for part in tie.sets]
-            if len(set(counts)) > 1:
-                raise PlanError(f"tie at {tie.where} broken: parts lose {counts}", expected="equal counts in each part")
+            self._check_tie(tie, kept)
+
+    def _check_tie(self, tie: Tie, kept: IntArray) -> None:
+        left, whole = tie.entries(kept), tie.entries(self.widths())
+        counts = [before - after for before, after in zip(whole, left, strict=True) if after or not tie.rows]
+        if not counts:
+            raise PlanError(f"every row at {tie.where} removed", expected="at least one that is kept")
+        if len(set(counts)) > 1:
+            raise PlanError(f"tie at {tie.where} broken: parts lose {counts}", expected="equal counts in each part")

@@ -130,7 +130,7 @@ def _rows(graph: ChannelGraph, imgsz_px: int) -> list[GroupRow]:
             width=group.width,
             tensors=len({name for name, _ in group.axes}),
             lock=group.lock,
-            ties=tuple(tie.where for tie in graph.ties if any(index in part for part in tie.sets)),
+            ties=tuple(tie.where for tie in graph.ties if index in tie.members()),
             macs_per_channel=round(float(macs[index])),
             params_per_channel=round(float(params[index])),
         )

@@ -48,13 +48,31 @@ def apply(model: nn.Module, graph: ChannelGraph, keep: BoolArray, *, reread: Seq
 
 
 def selected(graph: ChannelGraph, keep: BoolArray, name: str, tensor: Tensor) -> Tensor:
-    """Return the kept entries of a parameter or buffer: the one rule of surgery."""
-    value = tensor.detach()
-    for dim in range(tensor.dim()):
-        axis = graph.axes.get((name, dim))
-        if axis is not None and not keep[axis.channels].all():
-            value = value.index_select(dim, torch.from_numpy(keep[axis.channels].nonzero()[0]))
+    """Return the kept entries of a parameter or buffer: the one rule of surgery.
+
+    Where the forward divides by the root of a number of entries (`Rescale`), the kept ones grow by as much.
+    """
+    value = rescaled(graph, keep, name, tensor.detach())
+    axes = [(dim, graph.axes[name, dim]) for dim in range(tensor.dim()) if (name, dim) in graph.axes]
+    # A grouped axis differs from block to block of rows, so it is cut while the blocks are whole.
+    for dim, axis in sorted(axes, key=lambda item: item[1].groups == 1):
+        kept = torch.from_numpy(keep[axis.channels])
+        if not kept.all():
+            blocks = zip(value.chunk(axis.groups), kept.chunk(axis.groups), strict=True) if axis.groups > 1 else ()
+            parts = [block.index_select(dim, part.nonzero()[:, 0]) for block, part in blocks]
+            value = torch.cat(parts) if parts else value.index_select(dim, kept.nonzero()[:, 0])
     return value
+
+
+def rescaled(graph: ChannelGraph, keep: BoolArray, name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor whose values grew with the number of their kept entries; see `channels.Rescale`."""
+    for rescale in graph.rescales:
+        if (name, 0) in rescale.axes:
+            kept = keep[graph.axes[name, 0].channels[rescale.entries]].mean()
+            if 0.0 < kept < 1.0:
+                tensor = tensor.clone()
+                tensor[torch.from_numpy(rescale.entries)] *= float(kept) ** 0.5
+    return tensor
 
 
 def _owned(value: Tensor, source: Tensor) -> Tensor:
@@ -76,9 +94,11 @@ def _reread_torch(module: nn.Module, kept: KeptEntries) -> None:  # noqa: ARG001
 
 def _reread_convolution(module: _ConvNd) -> None:
     first, second = module.weight.shape[:2]
+    depthwise = module.groups > 1 and module.groups == module.in_channels  # a group is a channel
     if isinstance(module, _ConvTransposeNd):
+        module.groups = first if depthwise else module.groups
         module.in_channels, module.out_channels = first, second * module.groups
         return
-    if module.groups > 1 and module.groups == module.in_channels:  # depthwise: a group is a channel
+    if depthwise:
         module.groups = first // (module.out_channels // module.in_channels)
     module.in_channels, module.out_channels = second * module.groups, first

@@ -22,6 +22,8 @@ def silence(model: nn.Module, graph: ChannelGraph, keep: BoolArray, *, constants
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for (name, dim), axis in graph.axes.items():
-            removed = torch.from_numpy((~keep[axis.channels]).nonzero()[0])
-            if axis.role is Role.PRODUCER and len(removed) and not (constants and name.endswith(".bias")):
-                tensors[name].index_fill_(dim, removed, 0.0)
+            removed = torch.from_numpy(~keep[axis.channels])
+            if axis.role is Role.PRODUCER and removed.any() and not (constants and name.endswith(".bias")):
+                blocks = tensors[name].chunk(axis.groups) if axis.groups > 1 else (tensors[name],)
+                for block, part in zip(blocks, removed.chunk(axis.groups), strict=True):
+                    block.index_fill_(dim, part.nonzero()[:, 0], 0.0)

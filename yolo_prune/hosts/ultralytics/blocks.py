@@ -12,10 +12,14 @@ from torch import nn
 from ultralytics.nn.modules.block import (
     C2PSA,
     PSA,
+    AAttn,
     ADown,
     Attention,
     C2f,
+    C2fAttn,
     CBLinear,
+    MaxSigmoidAttnBlock,
+    RealNVP,
     RepNCSPELAN4,
     RepVGGDW,
 )
@@ -53,11 +57,35 @@ def _rep_vgg_dw(module: Any, kept: KeptEntries) -> None:  # noqa: ARG001
     module.dim = module.conv.conv.out_channels
 
 
+def _attention(module: Any, kept: KeptEntries) -> None:
+    """Heads and their widths, from the first of the heads that are left; the scale follows the key width."""
+    rows = kept("qkv.conv.weight", 0).reshape(module.num_heads, -1)
+    left = rows[rows.any(axis=1)]
+    module.num_heads, module.key_dim = len(left), int(left[0, : module.key_dim].sum())
+    module.head_dim = int(left[0].sum()) - 2 * module.key_dim
+    module.scale = module.key_dim**-0.5
+
+
+def _area_attention(module: Any, kept: KeptEntries) -> None:
+    rows = kept("qkv.conv.weight", 0).reshape(module.num_heads, -1)
+    module.num_heads = int(rows.any(axis=1).sum())
+    module.all_head_dim = module.proj.conv.in_channels
+    module.head_dim = module.all_head_dim // module.num_heads
+
+
+def _max_sigmoid_attention(module: Any, kept: KeptEntries) -> None:  # noqa: ARG001
+    module.hc = module.gl.out_features // module.nh
+
+
 REREAD: dict[type[nn.Module], Callable[[Any, KeptEntries], None]] = {
     C2f: _half_of_cv1,
     RepNCSPELAN4: _half_of_cv1,
     PSA: _half_of_cv1,
     C2PSA: _half_of_cv1,
+    C2fAttn: _half_of_cv1,
+    MaxSigmoidAttnBlock: _max_sigmoid_attention,
+    Attention: _attention,
+    AAttn: _area_attention,
     ADown: _adown,
     CBLinear: _cb_linear,
     RepConv: _rep_conv,
@@ -65,11 +93,40 @@ REREAD: dict[type[nn.Module], Callable[[Any, KeptEntries], None]] = {
 }
 """How a block re-reads the sizes that it remembers. Blocks named here may also split channels by those sizes."""
 
-LOCKED: dict[type[nn.Module], Sequence[tuple[str, int, str]]] = {
-    # Its forward views heads * head_dim channels as its input's width, so neither may change alone.
-    Attention: [("qkv.conv.weight", 1, "attention's input width is heads * head_dim")],
+TIED: dict[type[nn.Module], Sequence[Sequence[tuple[str, int]]]] = {
+    # Its forward views the values, heads * head_dim channels, as its input's width.
+    Attention: [[("qkv.conv.weight", 1), ("proj.conv.weight", 1)]],
 }
-"""Axes that must keep their size because the forward ties them to numbers that labels cannot see."""
+"""Axes that must lose equally many entries because the forward ties them in a way that labels cannot see."""
+
+
+def _queries_of_attention(module: Any) -> Iterator[range]:
+    """Yield, for each head, the outputs of `qkv` that are queries."""
+    row = 2 * module.key_dim + module.head_dim
+    yield from (range(head * row, head * row + module.key_dim) for head in range(module.num_heads))
+
+
+def _queries_of_area_attention(module: Any) -> Iterator[range]:
+    row = 3 * module.head_dim
+    yield from (range(head * row, head * row + module.head_dim) for head in range(module.num_heads))
+
+
+def _guides(module: Any) -> Iterator[range]:
+    yield from (range(head * module.hc, (head + 1) * module.hc) for head in range(module.nh))
+
+
+QUERIES: dict[type[nn.Module], tuple[str, Callable[[Any], Iterator[range]]]] = {
+    Attention: ("qkv", _queries_of_attention),
+    AAttn: ("qkv", _queries_of_area_attention),
+    MaxSigmoidAttnBlock: ("gl", _guides),
+}
+"""A layer and, head by head, its outputs whose products the forward divides by the root of their number."""
+
+HEADS: tuple[type[nn.Module], ...] = (Attention, AAttn)
+"""Blocks that re-read their number of heads, so that whole heads may go."""
+
+APART: tuple[type[nn.Module], ...] = (RealNVP,)
+"""Modules that only the loss runs and that read none of the network's channels."""
 
 MERGED: dict[type[nn.Module], Sequence[str]] = {
     RepConv: ["conv2"],  # the 1x1 branch becomes part of the 3x3 kernel
@@ -100,14 +157,28 @@ def raw_outputs(result: Any) -> Any:
 def host_for(model: nn.Module) -> Host:
     """Describe a model of this host to the tracer."""
     dropped = tuple(f"{path}." for path in _training_only(model))
+    apart = [f"{path}." for path, module in model.named_modules() if isinstance(module, APART)]
     return Host(
         outputs=raw_outputs,
         resizes=lambda module: isinstance(module, tuple(REREAD)),
-        locked_axes=lambda module: [
-            axis for block, axes in LOCKED.items() if isinstance(module, block) for axis in axes
+        loses_rows=lambda module: isinstance(module, HEADS),
+        ties=lambda module: [tie for block, ties in TIED.items() if isinstance(module, block) for tie in ties],
+        rescaled=lambda module: [
+            (_scaling(module, layer), entries)
+            for block, (layer, heads) in QUERIES.items()
+            if isinstance(module, block)
+            for entries in heads(module)
         ],
+        apart=lambda path: any(f"{path}.".startswith(prefix) for prefix in apart),
         training_only=lambda path: f"{path}.".startswith(dropped) if dropped else False,
     )
+
+
+def _scaling(module: nn.Module, layer: str) -> tuple[str, ...]:
+    """Return what scales a layer's outputs: its norm, or its own weight and bias."""
+    norm = ("bn",) if hasattr(getattr(module, layer), "bn") else ("conv",)
+    path = (layer,) if isinstance(getattr(module, layer), nn.Linear) else (layer, *norm)
+    return tuple(".".join((*path, name)) for name in ("weight", "bias"))
 
 
 def _training_only(model: nn.Module) -> Iterator[str]:

@@ -17,9 +17,19 @@ def trace_model(model: Any) -> ChannelGraph:
 
     The image spans two cells of the coarsest feature map, so that a pooled map can be told from an unpooled one.
     """
-    side = 2 * int(model.stride.max())
+    side = trace_side(model)
     channels = int(model.yaml.get("channels", 3))
     return trace(model, torch.zeros(1, channels, side, side), host=host_for(model))
+
+
+def trace_side(model: Any) -> int:
+    """Return the side in pixels of a small image that runs every layer of a model."""
+    stride = max(32, int(model.stride.max()))  # classifiers do not tell theirs
+    side = 2 * stride
+    queries = getattr(model.model[-1], "num_queries", 0)  # a transformer decoder picks as many cells of its maps
+    while queries > sum((side // level) ** 2 for level in (stride, stride // 2, stride // 4)):
+        side += stride
+    return side
 
 
 def slim_copy(model: nn.Module, graph: ChannelGraph, keep: BoolArray) -> nn.Module:

@@ -1,0 +1,77 @@
+"""The table of rules, what happens to operators that are not in it, and what several kinds of rules share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from yolo_prune.channels.facts import Facts
+from yolo_prune.channels.labels import NONE, loud
+
+Rule: TypeAlias = Callable[[Facts, Any, Sequence[Any], dict[str, Any], Any], None]
+
+aten = torch.ops.aten
+RULES: dict[Any, Rule] = {}
+
+
+def rule(*operators: Any) -> Callable[[Rule], Rule]:
+    """Register a rule for ATen operators (all their overloads)."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(operators, function))
+        return function
+
+    return register
+
+
+def without_rule(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:  # noqa: ARG001
+    """Lock what an operator without a rule touches; its results belong to no channel."""
+    labels = [facts.label(leaf) for leaf in tree_leaves((list(args), kwargs))]
+    if any(label is not None for label in labels):
+        facts.without_rule[str(func.overloadpacket)] += 1
+    for label in labels:
+        if label is not None:
+            facts.lock(label, f"enters {func.overloadpacket} in {facts.place()}")
+
+
+def pass_on(facts: Facts, source: Any, target: Tensor) -> None:
+    """Give a value the labels of the value of the same shape that it was made from."""
+    label = facts.label(source)
+    if label is not None:
+        facts.set_label(target, label)
+
+
+def per_channel(facts: Facts, label: Tensor, operator: str) -> Tensor:
+    """Return the labels along dim 1, shape (C,); labels that vary inside a plane are locked and forgotten."""
+    planes = label.movedim(1, 0).reshape(label.shape[1], -1)
+    channels = planes[:, 0]
+    if (planes == channels[:, None]).all():
+        return channels
+    facts.lock(label, f"channels are mixed inside a plane before {operator} in {facts.place()}")
+    return torch.full_like(channels, NONE)
+
+
+def read(facts: Facts, axis: Tensor, inputs: Tensor) -> None:
+    """Tie an input axis to the channels that it reads; entries that read no channel, or a constant, cannot be cut."""
+    facts.equate(axis, inputs)
+    facts.lock(axis[inputs < 0], "reads the image or what no rule could follow")
+    facts.lock(inputs[loud(inputs)], f"would carry a constant into {facts.place()} if it were silent")
+
+
+def follow(facts: Facts, outputs: Tensor, inputs: Tensor) -> None:
+    """Depthwise: each output lives with the input that it filters, and is silent whatever the input carries."""
+    facts.equate(outputs, inputs)
+    facts.lock(outputs[inputs < 0], "filters, channel by channel, what no rule could follow")
+
+
+def tie_vector(facts: Facts, vector: Tensor, role: Any, channels: Tensor) -> None:
+    """Tie a per-channel vector of the model to its channels."""
+    name = facts.names.get(id(vector))
+    if name is None:
+        facts.lock(channels, f"has a vector of its own that is computed, not stored, in {facts.place()}")
+    else:
+        follow(facts, facts.axis(name, 0, len(vector), role), channels)

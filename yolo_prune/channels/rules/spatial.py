@@ -1,0 +1,44 @@
+"""Pooling, resampling and reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from yolo_prune.channels.facts import Facts
+from yolo_prune.channels.labels import spread, varying_dims
+from yolo_prune.channels.rules.registry import aten, per_channel, rule, without_rule
+
+
+@rule(
+    aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten.adaptive_max_pool2d,
+    aten.upsample_nearest2d, aten.upsample_bilinear2d, aten.upsample_bicubic2d, aten._upsample_nearest_exact2d,
+)  # fmt: skip
+def spatial(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:  # noqa: ARG001
+    """Works on each channel by itself."""
+    label = facts.label(args[0])
+    if label is not None:
+        result = out[0] if isinstance(out, (tuple, list)) else out
+        facts.set_label(result, spread(per_channel(facts, label, str(func.overloadpacket)), result))
+
+
+@rule(aten.sum, aten.mean, aten.amax, aten.amin)
+def reduction(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> None:
+    """What is summed together lives together: stacked features entry by entry, a plane as the one channel it is."""
+    label = facts.label(args[0])
+    dims = args[1] if len(args) > 1 else kwargs.get("dim")
+    if label is None:
+        return
+    if not dims:
+        without_rule(facts, func, args, kwargs, out)
+        return
+    keepdim = bool(args[2]) if len(args) > 2 else bool(kwargs.get("keepdim", False))
+    most = label.amax(dims, keepdim=True)  # of a loud and a silent entry the loud one: the sum is loud
+    reduced = {dim % label.dim() for dim in dims}
+    varying = set(varying_dims(label))
+    if (varying and varying <= reduced) or ((label < 0) != (most < 0)).any():
+        facts.lock(label, f"channels are reduced into one another in {facts.place()}")
+    facts.equate(label, most.expand_as(label))
+    facts.set_label(out, most if keepdim else most.reshape(out.shape))
