@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.module_tracker import ModuleTracker
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from yolo_prune.channels.graph import AxisKey, IntArray, Role
 from yolo_prune.channels.labels import ids as ids_of
@@ -123,8 +123,10 @@ class Facts:
         self.misused: dict[str, str] = {}
         self.read_as_weights: set[str] = set()
         self._owners: dict[int, str] = {}
-        self._labels: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._views: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._labels: dict[int, Tensor] = {}
+        self._views: dict[int, str] = {}
+        self._alive: list[Tensor] = []
+        self._told: dict[AxisKey, Tensor] = {}
 
     # Where we are ---------------------------------------------------------------------------------------------------
     def path(self) -> str:
@@ -145,7 +147,13 @@ class Facts:
 
     def concern(self, tensor: Tensor) -> bool:
         """Return whether a tensor is one of the model's own, a view of one, or carries labels."""
-        return id(tensor) in self.names or tensor in self._labels or tensor in self._views
+        return id(tensor) in self.names or id(tensor) in self._labels or id(tensor) in self._views
+
+    def forget_activations(self) -> None:
+        """Let go of one forward's values, which are held until then so that no two share an id."""
+        self._labels.clear()
+        self._views.clear()
+        self._alive.clear()
 
     # The model's own tensors ----------------------------------------------------------------------------------------
     def note_use(self, tensors: Sequence[Tensor], operator: str) -> None:
@@ -178,14 +186,14 @@ class Facts:
 
     def view_of(self, tensor: Tensor) -> str | None:
         """Return the name of the parameter of which a tensor is the transpose."""
-        name: str | None = self._views.get(tensor)
-        return name
+        return self._views.get(id(tensor))
 
     def set_transposed(self, tensor: Tensor, parameter: Tensor) -> None:
         """Note that a tensor is the transpose of a matrix of the model."""
         name = self.weight(parameter)
         if name is not None:
-            self._views[tensor] = name
+            self._views[id(tensor)] = name
+            self._alive.append(tensor)
 
     # Labels of activations ------------------------------------------------------------------------------------------
     def label(self, tensor: Any) -> Tensor | None:
@@ -195,7 +203,7 @@ class Facts:
         """
         if not isinstance(tensor, Tensor):
             return None
-        known: Tensor | None = self._labels.get(tensor)
+        known = self._labels.get(id(tensor))
         name = self.names.get(id(tensor)) if known is None and tensor.is_floating_point() else None
         dim = _vector_dim(tensor) if name is not None else None
         if name is None or dim is None:
@@ -206,7 +214,8 @@ class Facts:
         """Give an activation its companion, of the same shape."""
         if label.shape != tensor.shape:
             raise TraceError(f"companion of shape {tuple(label.shape)} for a value of shape {tuple(tensor.shape)}")
-        self._labels[tensor] = label
+        self._labels[id(tensor)] = label
+        self._alive.append(tensor)
 
     # Facts about slices ---------------------------------------------------------------------------------------------
     def axis(self, name: str, dim: int, size: int, role: Role, *, groups: int = 1) -> Tensor:
@@ -217,6 +226,13 @@ class Facts:
             self._owners[self.id_count] = name
             self.id_count += size
         return self.axes[key].ids()
+
+    def is_news(self, axis: AxisKey, channels: Tensor) -> bool:
+        """Return whether an axis was not yet tied to these labels: the second forward mostly repeats the first."""
+        if axis in self._told and torch.equal(self._told[axis], channels):
+            return False
+        self._told[axis] = channels
+        return True
 
     def owner(self, first_id: int) -> str | None:
         """Return the tensor whose axis starts at an id."""
@@ -232,9 +248,9 @@ class Facts:
 
     def lock(self, labels: Tensor, reason: str) -> None:
         """Record that the labelled channels must all stay."""
-        channels = torch.unique(ids_of(labels[labels >= 0])).numpy()
-        if channels.size:
-            self.locks.append((channels, reason))
+        if labels.numel():
+            channels = np.unique(ids_of(labels).numpy())
+            self.locks.append((channels[channels >= 0], reason))
 
     def tie(self, parts: Sequence[Tensor], operator: str, *, rows: int = 0) -> None:
         """Record that the parts must lose the same number of entries; parts without labels lock the others.

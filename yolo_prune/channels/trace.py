@@ -8,7 +8,7 @@ rule each (`channels.rules`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,7 +20,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from yolo_prune.channels.assemble import assemble
 from yolo_prune.channels.facts import CountTie, Facts, Host
@@ -35,14 +34,14 @@ class LabelTracer(TorchDispatchMode):
     def __init__(self, facts: Facts, example: Tensor) -> None:
         super().__init__()
         self.facts = facts
-        self._depends = WeakTensorKeyDictionary()  # what was computed from the image
-        self._depends[example] = True
+        # What was computed from the image, by id; the values are held so that no two share one.
+        self._depends: dict[int, Tensor] = {id(example): example}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and its rule."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = list(_tensors_in((*args, *kwargs.values())))
         self._refuse_reading_values(func, tensors)
         prices = len(self.facts.prices)
         if any(self.facts.concern(tensor) for tensor in tensors):
@@ -53,19 +52,27 @@ class LabelTracer(TorchDispatchMode):
             if len(self.facts.prices) == prices:  # no rule priced it: it keeps its size
                 self.facts.price(macs, (), None)
             self.facts.calls += self.facts.costing
-        for value in tree_leaves(out):
-            if isinstance(value, Tensor) and any(tensor in self._depends for tensor in tensors):
-                self._depends[value] = True
+        if any(id(tensor) in self._depends for tensor in tensors):
+            self._depends.update((id(value), value) for value in _tensors_in((out,)))
         return out
 
     def _refuse_reading_values(self, func: Any, tensors: Sequence[Tensor]) -> None:
         """Refuse a forward whose path may depend on what the image shows: another image might run other layers."""
-        if func.overloadpacket is torch.ops.aten._local_scalar_dense and tensors[0] in self._depends:
+        if func.overloadpacket is torch.ops.aten._local_scalar_dense and id(tensors[0]) in self._depends:
             raise TraceError(
                 f"the forward of {self.facts.place()} reads a value of an activation into Python",
                 expected="a forward that runs the same operators for every image",
                 remedy="replace Tensor.item(), float(tensor) and `if tensor:` by tensor operators",
             )
+
+
+def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors of an operator's arguments: it takes lists at most (torch's tree walk is ten times slower)."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors_in(value)
 
 
 def trace(model: nn.Module, example: Tensor, *, host: Host | None = None) -> ChannelGraph:
@@ -127,6 +134,7 @@ def _run(facts: Facts, model: nn.Module, example: Tensor, *, training: bool) -> 
         label = facts.label(leaf)
         if label is not None:
             facts.lock(label, "reaches the model's output")
+    facts.forget_activations()
 
 
 def _area_powers(facts: Facts, model: nn.Module, example: Tensor) -> dict[int, int]:

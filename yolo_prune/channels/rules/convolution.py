@@ -42,11 +42,12 @@ def _grouped(facts: Facts, name: str, inputs: Tensor, width: int, groups: int, *
     out_dim, in_dim = (1, 0) if transposed else (0, 1)
     if groups > 1 and groups == len(inputs) and (width == groups or not transposed):
         outputs = facts.axis(name, 0, width, Role.PRODUCER)
-        follow(facts, outputs, inputs.repeat_interleave(width // groups))
+        follow(facts, (name, 0), inputs.repeat_interleave(width // groups))
         return outputs
     # Only dim 1 of a grouped weight is shared by the groups; dim 0 lists them one after the other.
     outputs = facts.axis(name, out_dim, width, Role.PRODUCER, groups=groups if out_dim == 1 else 1)
-    read(facts, facts.axis(name, in_dim, len(inputs), Role.CONSUMER, groups=groups if in_dim == 1 else 1), inputs)
+    facts.axis(name, in_dim, len(inputs), Role.CONSUMER, groups=groups if in_dim == 1 else 1)
+    read(facts, (name, in_dim), inputs)
     if groups > 1:
         facts.tie(outputs.view(groups, -1).unbind(), "grouped convolution")
         facts.tie(inputs.view(groups, -1).unbind(), "grouped convolution")
@@ -64,7 +65,8 @@ def linear(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any],
     label = facts.label(x)
     inputs = torch.full((x.shape[1],), NONE) if label is None else per_channel(facts, label, "a linear layer")
     outputs = facts.axis(name, 0, out.shape[1], Role.PRODUCER)
-    read(facts, facts.axis(name, 1, x.shape[1], Role.CONSUMER), inputs)
+    facts.axis(name, 1, x.shape[1], Role.CONSUMER)
+    read(facts, (name, 1), inputs)
     if len(args) == 3:
         tie_vector(facts, args[0], Role.PRODUCER, outputs)
     facts.set_label(out, spread(outputs, out))

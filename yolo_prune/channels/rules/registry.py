@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from yolo_prune.channels.facts import Facts
+from yolo_prune.channels.graph import AxisKey, Role
 from yolo_prune.channels.labels import NONE, loud
 
 Rule: TypeAlias = Callable[[Facts, Any, Sequence[Any], dict[str, Any], Any], None]
@@ -55,23 +56,28 @@ def per_channel(facts: Facts, label: Tensor, operator: str) -> Tensor:
     return torch.full_like(channels, NONE)
 
 
-def read(facts: Facts, axis: Tensor, inputs: Tensor) -> None:
+def read(facts: Facts, axis: AxisKey, inputs: Tensor) -> None:
     """Tie an input axis to the channels that it reads; entries that read no channel, or a constant, cannot be cut."""
-    facts.equate(axis, inputs)
-    facts.lock(axis[inputs < 0], "reads the image or what no rule could follow")
-    facts.lock(inputs[loud(inputs)], f"would carry a constant into {facts.place()} if it were silent")
+    if facts.is_news(axis, inputs):
+        entries = facts.axes[axis].ids()
+        facts.equate(entries, inputs)
+        facts.lock(entries[inputs < 0], "reads the image or what no rule could follow")
+        facts.lock(inputs[loud(inputs)], f"would carry a constant into {facts.place()} if it were silent")
 
 
-def follow(facts: Facts, outputs: Tensor, inputs: Tensor) -> None:
-    """Depthwise: each output lives with the input that it filters, and is silent whatever the input carries."""
-    facts.equate(outputs, inputs)
-    facts.lock(outputs[inputs < 0], "filters, channel by channel, what no rule could follow")
+def follow(facts: Facts, axis: AxisKey, inputs: Tensor) -> None:
+    """Depthwise: each entry lives with the channel that it scales, and is silent whatever that carries."""
+    if facts.is_news(axis, inputs):
+        entries = facts.axes[axis].ids()
+        facts.equate(entries, inputs)
+        facts.lock(entries[inputs < 0], "filters, channel by channel, what no rule could follow")
 
 
-def tie_vector(facts: Facts, vector: Tensor, role: Any, channels: Tensor) -> None:
+def tie_vector(facts: Facts, vector: Tensor, role: Role, channels: Tensor) -> None:
     """Tie a per-channel vector of the model to its channels."""
     name = facts.names.get(id(vector))
     if name is None:
         facts.lock(channels, f"has a vector of its own that is computed, not stored, in {facts.place()}")
     else:
-        follow(facts, facts.axis(name, 0, len(vector), role), channels)
+        facts.axis(name, 0, len(vector), role)
+        follow(facts, (name, 0), channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import re
 import zipfile
@@ -25,7 +26,8 @@ from yolo_prune.plan import PrunePlan
 MARKER = "yolo_prune"
 """Attribute of a slim model that carries its provenance: plain values only, so that it pickles no class of ours."""
 
-SUPPORTED_TASKS = ("detect",)
+SUPPORTED_TASKS = ("detect", "segment", "pose", "obb", "classify")
+"""Tasks whose models can be pruned. What else a verb can do with them, it says itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +94,11 @@ def build_from_yaml(name: str) -> nn.Module:
     Raises:
         CheckpointError: No such yaml, or a task without support.
     """
-    from ultralytics import YOLO
+    from ultralytics import RTDETR, YOLO
 
+    family = RTDETR if "rtdetr" in Path(name).stem else YOLO
     try:
-        model = YOLO(name, verbose=False).model
+        model = family(name, verbose=False).model if family is YOLO else family(name).model
     except Exception as error:  # the host raises whatever its parser raises
         raise CheckpointError(
             f"cannot build '{name}': {error}", expected="a model yaml of Ultralytics, such as yolov8n.yaml"
@@ -212,6 +215,7 @@ def unpickle(path: Path) -> Any:
     if not path.is_file():  # the host would look for it on the network
         raise CheckpointError(f"no file '{path}'", expected="a .pt checkpoint of Ultralytics", remedy="check the path")
     try:
+        _allow_torchvision(path)
         return torch_safe_load(str(path), safe_only=True)[0]
     except Exception as error:  # damaged and foreign files reach the host's loader as half a dozen types
         raise CheckpointError(
@@ -219,6 +223,23 @@ def unpickle(path: Path) -> Any:
             expected="a complete .pt checkpoint of Ultralytics that names torch and Ultralytics classes only",
             remedy="check that the file is complete and was saved by stock Ultralytics; its code was not run",
         ) from error
+
+
+def _allow_torchvision(path: Path) -> None:
+    """Let the restricted unpickler build the torchvision layers that a checkpoint names: backbones of `TorchVision`.
+
+    The host's own list has its transforms only. Nothing but subclasses of `nn.Module` is let in.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    allowed: list[Any] = []
+    for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
+        module, _, leaf = name.rpartition(".")
+        if module.startswith(("torchvision.models.", "torchvision.ops.")):
+            found = getattr(importlib.import_module(module), leaf, None)
+            if isinstance(found, type) and issubclass(found, nn.Module):
+                allowed.append(found)
+    torch.serialization.add_safe_globals(allowed)
 
 
 def _require_prunable(model: nn.Module, name: str) -> nn.Module:
@@ -234,7 +255,7 @@ def _require_prunable(model: nn.Module, name: str) -> nn.Module:
         raise CheckpointError(
             f"'{name}' is a model for task '{task}'",
             expected=f"one of: {', '.join(SUPPORTED_TASKS)}",
-            remedy="use a detection checkpoint",
+            remedy="use a checkpoint of one of these tasks",
         )
     if is_fused(model):
         raise CheckpointError(

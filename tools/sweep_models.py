@@ -1,0 +1,340 @@
+"""The laws on every model of the case table: a resumable sweep whose record fills README's coverage table.
+
+python tools/sweep_models.py out=runs/sweep [models=[yolov8n,yolo11x-seg]] [plans=200] [large_plans=20] [part=1 of=2]
+
+Each plan keeps random channels and has to satisfy: |silenced - sliced| <= 1e-9 in fp64 with the structure of training
+and of inference, MACs and parameters counted = predicted (on the fused model), the kept entries bit for bit, and a
+backward pass that reaches every parameter. One slim model of each case is exported to ONNX and compared in ONNX
+Runtime, and loaded by stock Ultralytics where yolo_prune cannot be imported. Every model is a file in `out`: killed,
+the sweep goes on where it stopped; models that were swept with other code of the engine are swept again. Several
+sweeps can share a folder (part=1 of=2 beside part=2 of=2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from model_cases import ROOT, Case, all_cases, build_lively
+from torch.utils._pytree import tree_leaves
+from ultralytics.utils import LOGGER
+
+from yolo_prune.allocation import Constraints, WidthSolver
+from yolo_prune.channels import BoolArray, ChannelGraph
+from yolo_prune.cli import execute, report
+from yolo_prune.configuration import parse, require_choice, setting
+from yolo_prune.errors import ParityError, VerificationError, YoloPruneError
+from yolo_prune.export.runtimes import OnnxRuntime
+from yolo_prune.files import write_json
+from yolo_prune.hosts.ultralytics.checkpoints import Checkpoint, write_slim
+from yolo_prune.hosts.ultralytics.export import export_model
+from yolo_prune.hosts.ultralytics.inference import is_end_to_end, load_for_inference
+from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, trace_side, verifier
+from yolo_prune.pipeline.inspect import prunable_macs_share
+from yolo_prune.plan import plan_from_keep
+from yolo_prune.report import render
+
+TOLERANCE = 1e-3
+"""Largest allowed difference between ONNX Runtime and PyTorch, as a fraction of the output's scale."""
+
+NOT_EXPORTED = ("yolov8-world",)
+"""Families that the host exports in no format."""
+
+ENGINE = ("channels", "allocation", "surgery", "hosts/ultralytics/blocks.py", "hosts/ultralytics/surgery.py")
+
+
+@dataclasses.dataclass(kw_only=True)
+class SweepConfig:
+    """Settings of the sweep."""
+
+    out: str = setting("runs/sweep", help="folder of the record, one file a model")
+    models: list[str] | None = setting(None, help="names of cases; default: all")
+    plans: int = setting(200, help="random plans of scales n, t and s")
+    large_plans: int = setting(20, help="random plans of the other scales")
+    part: int = setting(1, help="which share of the models this process takes")
+    of: int = setting(1, help="number of shares")
+    json: str | None = setting(None, help="also write the record of all models to this JSON file; must not exist")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """Records of models by name; see `sweep_model`."""
+
+    records: dict[str, dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the records."""
+        return self.records
+
+    def table(self, *, markdown: bool = False) -> str:
+        """Return one row a family: its scales, how many plans were proven, what can be pruned and what not."""
+        families: dict[str, list[dict[str, Any]]] = {}
+        for record in self.records.values():
+            families.setdefault(record["family"], []).append(record)
+        rows = []
+        for family, records in sorted(families.items()):
+            locks = Counter[str]()
+            for record in records:
+                locks.update(record["locks"].keys())
+            failed = [record["scale"] or "it" for record in records if record["failure"]]
+            shares = [record["prunable_macs"] for record in records if record["plans"]]
+            rows.append(
+                [
+                    family,
+                    " ".join(record["scale"] for record in records),
+                    str(sum(record["plans"] for record in records)),
+                    f"{max(record['max_abs_error'] for record in records):.0e}",
+                    f"{min(shares):.1%}" if shares else "-",
+                    "; ".join(sorted(locks)) or "-",
+                    f"fails: {' '.join(failed)}" if failed else "",
+                ]
+            )
+        head = ["yaml", "scales", "plans", "max error", "MACs that can go", "locked besides image and outputs", ""]
+        return render(head, rows, markdown=markdown)
+
+
+def random_keep(graph: ChannelGraph, seed: int, *, heads: bool = False) -> BoolArray:
+    """Remove a random fraction in [0.05, 0.9] of every free group, random channels of it; or whole heads."""
+    rng = np.random.default_rng(seed)
+    limits = Constraints(min_channels=1, max_fraction=0.95, round_to=1, attention="heads" if heads else "width")
+    solver = WidthSolver(graph, limits, scores=rng.random(graph.channel_count))
+    kept = solver.settle(graph.widths() * (1.0 - rng.uniform(0.05, 0.9, len(graph.groups))))
+    keep = np.ones(graph.channel_count, dtype=bool)
+    for group, width in zip(graph.groups, kept, strict=True):
+        keep[rng.permutation(group.channels)[width:]] = False
+    return keep
+
+
+def sweep_model(case: Case, plans: int) -> dict[str, Any]:
+    """Prove random plans of one model.
+
+    Returns:
+        Plain values; `failure` says what went wrong, and is empty otherwise.
+    """
+    started = time.perf_counter()
+    record: dict[str, Any] = {
+        "model": case.name, "family": case.family, "scale": case.scale, "engine": engine_hash(), "wished": plans,
+        "plans": 0, "max_abs_error": 0.0, "onnx_max_rel": None, "failure": "", "prunable_macs": 0.0, "locks": {},
+        "operators_without_rule": {}, "groups": 0, "params": 0, "macs_640": 0,
+    }  # fmt: skip
+    try:
+        model = build_lively(case.source)
+        graph = trace_model(model)
+        record |= describe(graph)
+        proofs = verifier(model, graph)
+        for seed in range(plans):
+            keep = random_keep(graph, seed, heads=seed % 5 == 4)
+            slim = slim_copy(model, graph, keep)
+            proof = proofs.verify(slim, keep).require()
+            record["max_abs_error"] = max(record["max_abs_error"], proof.max_abs_error)
+            require_gradients(slim, trace_side(model))
+            if seed == 0:
+                record["onnx_max_rel"] = deploy(case, model, graph, keep, slim)
+            record["plans"] += 1
+    except Exception as error:  # whatever fails is a row of the table
+        record["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return record | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def describe(graph: ChannelGraph) -> dict[str, Any]:
+    """Return what can be pruned of a model and what cannot, and why."""
+    locks = Counter[str]()
+    for group in graph.groups:
+        if group.lock and group.lock not in EXPECTED_LOCKS:
+            locks[_without_place(group.lock)] += group.width
+    return {
+        "groups": len(graph.groups),
+        "params": int(graph.cost.params(graph.widths())),
+        "macs_640": int(graph.cost.macs(graph.widths(), imgsz_px=640)),
+        "prunable_macs": prunable_macs_share(graph, imgsz_px=640),
+        "locks": dict(locks),
+        "operators_without_rule": dict(graph.report.operators_without_rule),
+    }
+
+
+EXPECTED_LOCKS = (
+    "reaches the model's output",
+    "reads the image or what no rule could follow",
+    "is the only channel of its group",
+)
+"""Reasons that every detector has: its image, its outputs, and the decoding of boxes."""
+
+
+def _without_place(lock: str) -> str:
+    """Return a reason without the module that it names, so that a table can count it."""
+    return lock.split(" in model.")[0]
+
+
+def require_gradients(slim: Any, side_px: int) -> None:
+    """Run a backward pass of a slim model and refuse parameters that it did not reach but would have in the dense one.
+
+    Raises:
+        VerificationError: A parameter got no gradient.
+    """
+    trained = slim.train().requires_grad_(True)
+    outputs = [leaf for leaf in tree_leaves(trained(torch.rand(2, 3, side_px, side_px))) if _differentiable(leaf)]
+    torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
+    without = [name for name, tensor in trained.named_parameters() if tensor.grad is None and not _spared(name)]
+    slim.zero_grad(set_to_none=True)
+    slim.eval()
+    if without:
+        raise VerificationError(f"{len(without)} parameters got no gradient, first '{without[0]}'", expected="all")
+
+
+def _differentiable(leaf: object) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.requires_grad
+
+
+def _spared(name: str) -> bool:
+    """Return whether a parameter gets its gradient from the loss only, or none at all, in the dense model as well."""
+    return any(word in name for word in (".dfl.", "flow_model", "reprta", "savpe", "denoising_class_embed"))
+
+
+def deploy(case: Case, model: Any, graph: ChannelGraph, keep: BoolArray, slim: Any) -> float | None:
+    """Write a slim checkpoint, load it in stock Ultralytics alone, export it to ONNX and compare the raw outputs.
+
+    Returns:
+        Largest difference from PyTorch as a fraction of an output's scale; None where the output is a top-k list,
+        whose order random scores do not settle, or where the host exports nothing.
+
+    Raises:
+        ParityError: A difference above `TOLERANCE`.
+    """
+    side = max(2 * 32, trace_side(model))
+    source = Checkpoint(path=Path(case.name), sha256="0" * 64, model=model, stored_dtype=torch.float32, train_args={})
+    plan = plan_from_keep(graph, keep, source_sha256=source.sha256, imgsz_px=640, choice={})
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder, "slim.pt")
+        write_slim(checkpoint, slim, source, plan, dtype=torch.float32)
+        image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        _require_stock_agrees(checkpoint, slim, image)
+        if case.family in NOT_EXPORTED:
+            return None
+        artefact = export_model(checkpoint, format="onnx", imgsz_px=side, out=Path(folder, "slim.onnx"))
+        with OnnxRuntime().load(artefact, imgsz_px=side, threads=1) as session:
+            found = session(image.numpy())
+            end_to_end = session.end_to_end
+        reference = load_for_inference(checkpoint, end_to_end=end_to_end)
+        with torch.no_grad():
+            answer: Any = reference(image)
+    if is_end_to_end(reference) or hasattr(reference.model[-1], "num_queries"):  # type: ignore[union-attr, index]
+        return None
+    expected = [leaf.numpy() for leaf in tree_leaves(answer[0] if isinstance(answer, tuple) else answer)]
+    return _compared(expected, found)
+
+
+def _compared(expected: list[Any], found: list[Any]) -> float:
+    """Return the largest difference between outputs of the same shapes, in the same order."""
+    if [one.shape for one in expected] != [other.shape for other in found]:
+        raise ParityError(
+            f"ONNX outputs of shapes {[one.shape for one in found]}", expected=str([one.shape for one in expected])
+        )
+    worst = max(
+        float(np.abs(one - other).max() / np.abs(one).max()) for one, other in zip(expected, found, strict=True)
+    )
+    if not worst <= TOLERANCE:
+        raise ParityError(f"ONNX differs from PyTorch by {worst:.1e} of the output's scale", expected=f"{TOLERANCE:g}")
+    return worst
+
+
+STOCK = """
+import sys, torch
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "yolo_prune":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+from ultralytics import YOLO
+torch.set_num_threads(1)
+with torch.no_grad():
+    answer = YOLO(sys.argv[1]).model.eval()(torch.load(sys.argv[2]))
+torch.save([leaf for leaf in torch.utils._pytree.tree_leaves(answer) if isinstance(leaf, torch.Tensor)], sys.argv[3])
+"""
+
+
+def _require_stock_agrees(checkpoint: Path, slim: Any, image: torch.Tensor) -> None:
+    """Load a checkpoint in a process that cannot import yolo_prune and refuse any difference in its outputs.
+
+    Raises:
+        ParityError: An output differs by a bit.
+    """
+    files = [checkpoint, checkpoint.with_name("image.pth"), checkpoint.with_name("answer.pth")]
+    torch.save(image, files[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("ULTRALYTICS_SAFE_LOAD", None)  # stock as it comes, which alone loads torchvision's layers
+    subprocess.run(
+        [sys.executable, "-I", "-c", STOCK, *map(str, files)], check=True, env=environment, capture_output=True
+    )
+    with torch.no_grad():
+        answer = tree_leaves(slim.eval()(image))
+    expected = [leaf for leaf in answer if isinstance(leaf, torch.Tensor)]
+    if not all(torch.equal(one, other) for one, other in zip(expected, torch.load(files[2]), strict=True)):
+        raise ParityError("stock Ultralytics gives other outputs", expected="the same, bit for bit")
+
+
+def engine_hash() -> str:
+    """Return a hash of the code that decides what is pruned and how."""
+    digest = hashlib.sha256()
+    for place in ENGINE:
+        path = ROOT / "yolo_prune" / place
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def sweep(config: SweepConfig) -> Coverage:
+    """Sweep every model that has no record yet, then return all records."""
+    torch.set_num_threads(1)
+    LOGGER.setLevel("ERROR")
+    warnings.simplefilter("ignore")
+    cases = {case.name: case for case in all_cases()}
+    for name in config.models or ():
+        require_choice("model", name, cases)
+    chosen = [cases[name] for name in (config.models or cases)]
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    for number, case in enumerate(chosen):
+        file = Path(config.out) / f"{case.name}.json"
+        plans = config.large_plans if case.scale not in ("n", "t", "s") else config.plans
+        if number % config.of != config.part - 1 or _is_done(file, plans):
+            continue
+        record = sweep_model(case, plans)
+        write_json(file, record, replace=True)
+        verdict = record["failure"] or f"{record['plans']} plans, max error {record['max_abs_error']:.1e}"
+        print(
+            f"[{number + 1}/{len(chosen)}] {case.name}: {verdict}, {record['seconds']} s", file=sys.stderr, flush=True
+        )
+    files = [Path(config.out) / f"{name}.json" for name in cases]
+    return Coverage(records={file.stem: json.loads(file.read_text()) for file in files if file.is_file()})
+
+
+def _is_done(file: Path, plans: int) -> bool:
+    """Return whether a model was swept with this code of the engine and as many plans."""
+    if not file.is_file():
+        return False
+    record = json.loads(file.read_text(encoding="utf-8"))
+    return bool(record["engine"] == engine_hash() and record["wished"] >= plans and not record["failure"])
+
+
+def main() -> int:
+    """Run the sweep; returns the exit code."""
+    try:
+        print(execute(sweep, parse(SweepConfig, sys.argv[1:])[0]), end="")
+    except YoloPruneError as error:
+        return report(error, debug=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
