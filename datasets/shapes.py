@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.errors import ConfigError, OutputError, YoloPruneError
-from yolo_prune.files import parent_folders
+from yolo_prune.files import cannot_write, parent_folders
 
 Points = NDArray[np.float64]  # (n, 2): x, y
 Mask = NDArray[np.bool_]  # (side, side)
@@ -360,11 +360,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
             yield folder
             folder.rename(out)
     except OSError as error:
-        raise OutputError(
-            f"cannot write '{out}': {error.strerror or error}",
-            expected="a writable folder with room for the files",
-            remedy="choose another out= or free space; nothing was left behind",
-        ) from error
+        raise cannot_write(out, error) from error
 
 
 def draw_dataset(out: Path, *, seed: int, train: int, val: int, test: int, imgsz_px: int) -> Path:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from yolo_prune.errors import CheckpointError, ConfigError, ExportError, MissingDependencyError, OutputError
-from yolo_prune.files import new_file, parent_folders, refuse_existing
+from yolo_prune.errors import CheckpointError, ConfigError, ExportError, MissingDependencyError
+from yolo_prune.files import cannot_write, new_file, parent_folders, refuse_existing
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
 
@@ -97,7 +97,7 @@ def _workspace(out: Path) -> Iterator[Path]:
             stack.enter_context(parent_folders(out))
             folder = Path(tempfile.mkdtemp(prefix=f".{out.stem}.", dir=out.parent))
         except OSError as error:
-            raise _cannot_write(out, error) from error
+            raise cannot_write(out, error) from error
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
 
@@ -122,7 +122,7 @@ def _copy(checkpoint: Path, copy: Path) -> None:
     try:
         shutil.copyfile(checkpoint, copy)
     except OSError as error:
-        raise _cannot_write(copy.parent, error) from error
+        raise cannot_write(copy.parent, error) from error
 
 
 def _load(name: str) -> Any:
@@ -161,7 +161,7 @@ def _run_host(model: Any, name: str, format: ExportFormat, imgsz_px: int, *, hal
         return Path(model.export(**options))
     except Exception as error:  # the host raises whatever its converters raise
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise _cannot_write(Path.cwd().parent, error) from error
+            raise cannot_write(Path.cwd().parent, error) from error
         raise ExportError(
             f"Ultralytics could not export '{name}' to {format.upper()}: {error}",
             expected="an artefact of the stock exporter",
@@ -179,13 +179,4 @@ def _move(artefact: Path, out: Path) -> None:
     try:
         artefact.rename(out)
     except OSError as error:
-        raise _cannot_write(out, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> OutputError:
-    """Return the error for an output that the file system refuses."""
-    return OutputError(
-        f"cannot write '{path}': {error.strerror or error}",
-        expected="a writable folder with room for the artefact",
-        remedy="choose another output path or free space; nothing was left behind",
-    )
+        raise cannot_write(out, error) from error
