@@ -478,8 +478,8 @@ class TestBenchmarks:
             (("models=dense.pt",), "one value where a list is needed"),
             (("models=[dense.pt,dense.pt]",), "models=['dense.pt', 'dense.pt']"),
             (("models=[absent.onnx]",), "'absent.onnx' does not exist"),
-            (("models=[dense.pt]", "runs=0"), "runs: 0"),
-            (("models=[dense.pt]", "threads=0"), "threads: 0"),
+            (("models=[dense.pt]", "runs=0"), "runs=0"),
+            (("models=[dense.pt]", "threads=0"), "threads=0"),
             (("models=[dense.pt]", "imgsz=70"), "imgsz=70"),
         ],
     )

@@ -34,6 +34,11 @@ def setting(default: Any = MISSING, *, help: str, unit: str = "") -> Any:  # noq
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def json_setting(what: str) -> Any:
+    """Declare the `json=` that every command has: a file for what it prints."""
+    return setting(None, help=f"also write {what} to this JSON file; must not exist")
+
+
 def parse(
     schema: type[Schema], words: Sequence[str], *, passed_on: Iterable[str] = ()
 ) -> tuple[Schema, dict[str, Any]]:

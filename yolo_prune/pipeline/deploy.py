@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_prune.configuration import require_choice, setting
+from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.export.benchmark import BenchmarkReport, benchmark
 from yolo_prune.export.parity import ParityReport, check_parity
@@ -24,6 +24,10 @@ from yolo_prune.report import render
 SUFFIXES = {"onnx": ".onnx", "ncnn": "_ncnn_model"}
 """How artefacts are called, by format; the host's own endings, so that `YOLO(artefact)` knows them."""
 
+THREADS: dict[str, Any] = {"default": 2, "help": "threads of each runtime"}
+RUNS: dict[str, Any] = {"default": 100, "help": "timed runs of each artefact, interleaved"}
+"""Settings that `benchmark` and `run` share."""
+
 
 @dataclass(kw_only=True)
 class ExportConfig:
@@ -35,7 +39,7 @@ class ExportConfig:
     imgsz: int = setting(640, help="image side", unit="px")
     data: str | None = setting(None, help="data yaml whose val images prove parity; default: drawn images")
     images: int = setting(4, help="number of images for parity", unit="images")
-    json: str | None = setting(None, help="also write the parity figures to this JSON file; must not exist")
+    json: str | None = json_setting("the parity figures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +117,10 @@ class BenchmarkConfig:
         help="artefacts, comma-separated in brackets: [dense.onnx,slim.onnx]; .pt, .onnx, NCNN folder"
     )
     imgsz: int = setting(640, help="image side", unit="px")
-    threads: int = setting(2, help="threads of each runtime")
-    runs: int = setting(100, help="timed runs of each artefact, interleaved")
+    threads: int = setting(**THREADS)
+    runs: int = setting(**RUNS)
     warmup: int = setting(10, help="untimed runs of each artefact before")
-    json: str | None = setting(None, help="also write every timing to this JSON file; must not exist")
+    json: str | None = json_setting("every timing")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from yolo_prune.channels import ChannelGraph
-from yolo_prune.configuration import setting
+from yolo_prune.configuration import json_setting, setting
 from yolo_prune.hosts.ultralytics.checkpoints import load_model
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.hosts.ultralytics.surgery import trace_model
@@ -22,7 +22,7 @@ class InspectConfig:
 
     model: str = setting(help="checkpoint (.pt) or a yaml name of the host, e.g. yolov8n.yaml")
     imgsz: int = setting(640, help="image side at which MACs are counted", unit="px")
-    json: str | None = setting(None, help="also write the table to this JSON file; must not exist")
+    json: str | None = json_setting("the table")
 
 
 @dataclass(frozen=True, kw_only=True)
