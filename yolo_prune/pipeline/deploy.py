@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from yolo_prune.hosts.ultralytics.evaluation import image_files
 from yolo_prune.hosts.ultralytics.export import ExportFormat, export_model
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.report import render
+from yolo_prune.report.summary import in_words
 
 SUFFIXES = {"onnx": ".onnx", "ncnn": "_ncnn_model"}
 """How artefacts are called, by format; the host's own endings, so that `YOLO(artefact)` knows them."""
@@ -141,20 +142,16 @@ class BenchmarkTable:
             summary = entry.summary
             baseline = first.setdefault(entry.backend, entry.name)
             rows.append(
-                [entry.name, entry.backend, f"{summary.median_ms:.2f}", f"{summary.p5_ms:.2f} .. {summary.p95_ms:.2f}",
-                 speed_up(self.report, entry.name, baseline)]
+                [entry.name, entry.backend, f"{summary.median_ms:.2f}", f"{summary.p5_ms:.2f}..{summary.p95_ms:.2f}",
+                 _speed_up(self.report, entry.name, baseline)]
             )  # fmt: skip
         heading = f"{self.report.imgsz_px} px, {self.report.threads} threads, {self.report.runs} interleaved runs\n"
-        return heading + render(["artefact", "backend", "median ms", "p5 .. p95 ms", "speed-up"], rows)
+        return heading + render(["artefact", "backend", "median ms", "p5..p95 ms", "speed-up"], rows)
 
 
-def speed_up(report: BenchmarkReport, name: str, baseline: str) -> str:
-    """Return a ratio with its quartiles; 'not separable' where the intervals overlap."""
-    if name == baseline:
-        return "1 (baseline)"
-    ratio = report.speed_up(name, baseline)
-    shown = f"{ratio.ratio:.2f}x ({ratio.p25:.2f} .. {ratio.p75:.2f})"
-    return shown if ratio.faster or ratio.ratio < 1 else f"{shown}, not separable"
+def _speed_up(report: BenchmarkReport, name: str, baseline: str) -> str:
+    """Return the speed-up of an entry in words."""
+    return "1 (baseline)" if name == baseline else in_words(asdict(report.speed_up(name, baseline)))
 
 
 def benchmark_artefacts(config: BenchmarkConfig) -> BenchmarkTable:
