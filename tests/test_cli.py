@@ -60,7 +60,7 @@ class TestHelp:
         assert any(line.split()[:3] == ["imgsz", "640", "px"] for line in lines)
         assert any(line.split()[:3] == ["min_channels", "8", "channels"] for line in lines)
         assert any(line.split()[:2] == ["model", "required"] for line in lines)
-        assert any(line.split()[:2] == ["target_macs", "none"] for line in lines)
+        assert any(line.split()[:2] == ["target_macs", "not"] for line in lines)
 
     def test_says_that_training_keys_are_passed_on(self, command):
         assert "Every training key of Ultralytics" in command("finetune", "--help").out
@@ -72,7 +72,9 @@ class TestHelp:
 def shown_default(field: dataclasses.Field) -> str:
     """Return what `--help` should show for a field."""
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    value = {"???": "required", None: "none"}.get(default) if default in ("???", None) else str(default)
+    if isinstance(default, list):
+        return f"[{','.join(default)}]"
+    value = {"???": "required", "None": "not set", "False": "false"}.get(str(default), str(default))
     return f"{value} {field.metadata['unit']}".strip()
 
 
@@ -306,7 +308,7 @@ class TestSettings:
         assert describe(Example)[:3] == [
             ("name", "required", "a name"),
             ("size", "640 px", "a size"),
-            ("ratio", "none", "a ratio"),
+            ("ratio", "not set", "a ratio"),
         ]
 
     def test_known_keys_pass(self):

@@ -136,10 +136,19 @@ def describe(schema: Any) -> list[tuple[str, str, str]]:
     for field in dataclasses.fields(schema):
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
-        shown = "required" if default == MISSING else "none" if default is None else str(default)
+        shown = "required" if default == MISSING else _as_typed(default)
         unit = field.metadata.get("unit", "")
         rows.append((field.name, f"{shown} {unit}".strip(), field.metadata.get("help", "")))
     return rows
+
+
+def _as_typed(default: Any) -> str:
+    """Return a default as one would type it; "not set" cannot be taken for a value, as "none" could."""
+    if default is None:
+        return "not set"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"[{','.join(map(str, default))}]" if isinstance(default, list) else str(default)
 
 
 def _described(schema: Any, key: str) -> str:
