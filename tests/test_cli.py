@@ -17,7 +17,7 @@ from command_line import Outcome
 from models import lively
 
 from yolo_prune import __version__
-from yolo_prune.cli import VERBS
+from yolo_prune.cli import VERBS, script
 from yolo_prune.configuration import describe, load, parse, require_known, setting, structured
 from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
@@ -225,6 +225,27 @@ class Example:
     ratio: float | None = setting(None, help="a ratio")
     places: list[str] = setting(["here"], help="places")
     more: dict[str, Any] = setting({"a": 1}, help="anything")
+
+
+class TestScripts:
+    """A script of one command: the same words, help and exit codes as the command line's."""
+
+    def test_help(self, capsys):
+        assert script("Does it.", Example, str, ["--help"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("Does it.\n\n  name    required  a name\n")
+        assert "  places  [here]    places\n" in out
+
+    def test_work(self, capsys):
+        assert script("Does it.", Example, lambda config: config.name * 2, ["name=ab"]) == 0
+        assert capsys.readouterr().out == "abab"
+
+    @pytest.mark.parametrize(("words", "traceback"), [(["nme=a"], False), (["nme=a", "--debug"], True)])
+    def test_bad_input(self, capsys, words, traceback):
+        assert script("Does it.", Example, str, words) == 2
+        err = capsys.readouterr().err
+        assert "error: unknown key 'nme'" in err
+        assert ("Traceback" in err) == traceback
 
 
 class TestSettings:
