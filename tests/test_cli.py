@@ -286,6 +286,7 @@ class TestSettings:
             (["name=a", "zzz=3"], "unknown key 'zzz'\n  expected: one of: more, name, places, ratio, size"),
             (["name=a", "size"], "argument 'size'"),
             (["name=a", "=3"], "argument '=3'"),
+            (["name="], "argument 'name='"),
             (["name=a", "size=["], r"size=\["),
             (["name=a", "size.px=3"], "size: "),
             (["name=${size"], "name"),

@@ -131,7 +131,7 @@ def require_choice(key: str, value: str, known: Iterable[str]) -> None:
 
 
 def describe(schema: Any) -> list[tuple[str, str, str]]:
-    """Return (key, default with unit, help) of every field, for `--help`."""
+    """Return (key, default with unit, help) of every field, the required ones first, for `--help`."""
     rows = []
     for field in dataclasses.fields(schema):
         factory = field.default_factory
@@ -139,7 +139,7 @@ def describe(schema: Any) -> list[tuple[str, str, str]]:
         shown = "required" if default == MISSING else _as_typed(default)
         unit = field.metadata.get("unit", "")
         rows.append((field.name, f"{shown} {unit}".strip(), field.metadata.get("help", "")))
-    return rows
+    return sorted(rows, key=lambda row: row[1] != "required")
 
 
 def _as_typed(default: Any) -> str:
@@ -169,7 +169,7 @@ def _split_all(words: Sequence[str]) -> dict[str, str]:
 
 def _split(word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
-    if not equals or not key:
+    if not (key and equals and value):
         raise ConfigError(f"argument '{word}'", expected="key=value, such as target_macs=0.5")
     return key, value
 
