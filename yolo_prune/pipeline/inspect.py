@@ -77,10 +77,10 @@ class Inspection:
         reasons = Counter[str]()
         for row in self.rows:
             reasons[row.lock] += row.width
-        lines += [f"locked: {count} channels: {reason}\n" for reason, count in reasons.items() if reason]
+        lines += [f"locked: {reason} (channels: {count})\n" for reason, count in reasons.items() if reason]
         ties = dict.fromkeys(tie for row in self.rows for tie in row.ties)
         lines += [f"tied: {tie}\n" for tie in ties]
-        lines += [f"no rule: {operator} ({calls} calls)\n" for operator, calls in self.operators_without_rule.items()]
+        lines += [f"no rule: {operator} (calls: {calls})\n" for operator, calls in self.operators_without_rule.items()]
         lines += [f"never traced: {name}\n" for name in self.untraced_parameters]
         return "".join(lines)
 
