@@ -1,11 +1,16 @@
-"""The command line inside the test's process, and what it leaves on the disk."""
+"""The command line inside the test's process, words for it, and what it leaves on the disk."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from yolo_prune.cli import main
+
+PRUNE = ("out=slim.pt", "target_macs=0.5")
+"""What `prune` needs besides a model."""
 
 
 @dataclass(frozen=True)
@@ -35,3 +40,32 @@ def contents(folder: Path) -> dict[str, bytes]:
         f"{name}/" if path.is_dir() else name: b"" if path.is_dir() else path.read_bytes()
         for path, name in paths.items()
     }
+
+
+def write_yaml(path: Path, value: object) -> Path:
+    path.write_text(yaml.safe_dump(value))
+    return path
+
+
+def run_settings(desk: Path, data: Path, /, **more: object) -> Path:
+    """Write settings of `run` that are right but for what `more` says."""
+    settings = {"model": "yolov8n.yaml", "data": str(data), "out": str(desk / "run"), "imgsz": 64}
+    return write_yaml(
+        desk / "run.yaml", {**settings, "train": {"epochs": 1}, "prune": {"target_macs": 0.5}, "formats": [], **more}
+    )
+
+
+def words_of(verb: str, model: Path, data: Path, desk: Path) -> list[str]:
+    """Return words that make a verb read a checkpoint, all else being right."""
+    more = {
+        "inspect": [],
+        "prune": [*PRUNE],
+        "finetune": [f"data={data}", "epochs=1"],
+        "evaluate": [f"data={data}"],
+        "export": ["out=artefacts"],
+    }
+    if verb == "benchmark":
+        return [verb, f"models=[{model}]", "imgsz=64"]
+    if verb == "run":
+        return [verb, str(run_settings(desk, data)), f"model={model}"]
+    return [verb, f"model={model}", *more[verb]]

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "datasets"))  # scripts, not a package
 import matplotlib  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import yaml  # noqa: E402
 
 torch.set_num_threads(1)
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -29,7 +30,7 @@ Path(HOST_SETTINGS.name, "Ultralytics").mkdir()
 shutil.copy(FONTS / "DejaVuSans.ttf", Path(HOST_SETTINGS.name, "Ultralytics", "Arial.ttf"))  # or it would download one
 
 from checkpoint_files import save_as_host  # noqa: E402
-from command_line import Command  # noqa: E402
+from command_line import Command, contents, write_yaml  # noqa: E402
 from models import lively  # noqa: E402
 from shapes import draw_dataset  # noqa: E402
 
@@ -89,3 +90,45 @@ def slim_checkpoint(tmp_path_factory, dense_checkpoint):
 def command(capsys):
     """The command line as a function of words."""
     return Command(capsys)
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """The user's folder, and the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def dense(desk, dense_checkpoint):
+    """A dense checkpoint of the user's."""
+    return Path(shutil.copy(dense_checkpoint, desk / "dense.pt"))
+
+
+@pytest.fixture
+def slim(desk, slim_checkpoint):
+    """A slim checkpoint of the user's."""
+    return Path(shutil.copy(slim_checkpoint, desk / "slim_before.pt"))
+
+
+@pytest.fixture
+def data(desk, tiny_data):
+    """A data yaml of the user's that names the drawn images."""
+    return write_yaml(desk / "data.yaml", {**yaml.safe_load(tiny_data.read_text()), "path": str(tiny_data.parent)})
+
+
+@pytest.fixture
+def refused(desk, command):
+    """Run words that must be refused; return the message."""
+
+    def run(*words: object) -> str:
+        before = contents(desk)
+        outcome = command(*words)
+        assert outcome.code == 2
+        assert contents(desk) == before
+        assert outcome.err.startswith("error: ")
+        assert "expected: " in outcome.err
+        assert "Traceback" not in outcome.err
+        return outcome.err
+
+    return run

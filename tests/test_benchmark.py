@@ -22,6 +22,7 @@ from yolo_prune.export.benchmark import (
 )
 from yolo_prune.export.machine import Machine, describe_machine
 from yolo_prune.hosts.ultralytics.export import export_model
+from yolo_prune.pipeline.deploy import BenchmarkTable
 
 IMGSZ_PX = 64
 
@@ -147,3 +148,12 @@ class TestRealArtefacts:
     def test_unknown_artefact(self, tmp_path):
         with pytest.raises(ConfigError, match="does not exist"):
             benchmark({"a": tmp_path / "absent.onnx"}, imgsz_px=IMGSZ_PX, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("latencies_ms", "words"),
+    [([5, 6, 7], "faster"), ([9, 10, 11], "not separable"), ([20, 22, 24], "not faster")],
+)
+def test_what_the_table_says(latencies_ms, words):
+    table = BenchmarkTable(report=report_of(entry("dense", [10, 11, 12]), entry("slim", latencies_ms))).table()
+    assert table.splitlines()[-1].endswith(f"), {words}")

@@ -17,7 +17,7 @@ from command_line import Outcome
 from models import lively
 
 from yolo_prune import __version__
-from yolo_prune.cli import VERBS
+from yolo_prune.cli import VERBS, script
 from yolo_prune.configuration import describe, load, parse, require_known, setting, structured
 from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
@@ -60,7 +60,7 @@ class TestHelp:
         assert any(line.split()[:3] == ["imgsz", "640", "px"] for line in lines)
         assert any(line.split()[:3] == ["min_channels", "8", "channels"] for line in lines)
         assert any(line.split()[:2] == ["model", "required"] for line in lines)
-        assert any(line.split()[:2] == ["target_macs", "none"] for line in lines)
+        assert any(line.split()[:2] == ["target_macs", "not"] for line in lines)
 
     def test_says_that_training_keys_are_passed_on(self, command):
         assert "Every training key of Ultralytics" in command("finetune", "--help").out
@@ -72,7 +72,9 @@ class TestHelp:
 def shown_default(field: dataclasses.Field) -> str:
     """Return what `--help` should show for a field."""
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    value = {"???": "required", None: "none"}.get(default) if default in ("???", None) else str(default)
+    if isinstance(default, list):
+        return f"[{','.join(default)}]"
+    value = {"???": "required", "None": "not set", "False": "false"}.get(str(default), str(default))
     return f"{value} {field.metadata['unit']}".strip()
 
 
@@ -225,6 +227,27 @@ class Example:
     more: dict[str, Any] = setting({"a": 1}, help="anything")
 
 
+class TestScripts:
+    """A script of one command: the same words, help and exit codes as the command line's."""
+
+    def test_help(self, capsys):
+        assert script("Does it.", Example, str, ["--help"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("Does it.\n\n  name    required  a name\n")
+        assert "  places  [here]    places\n" in out
+
+    def test_work(self, capsys):
+        assert script("Does it.", Example, lambda config: config.name * 2, ["name=ab"]) == 0
+        assert capsys.readouterr().out == "abab"
+
+    @pytest.mark.parametrize(("words", "traceback"), [(["nme=a"], False), (["nme=a", "--debug"], True)])
+    def test_bad_input(self, capsys, words, traceback):
+        assert script("Does it.", Example, str, words) == 2
+        err = capsys.readouterr().err
+        assert "error: unknown key 'nme'" in err
+        assert ("Traceback" in err) == traceback
+
+
 class TestSettings:
     def test_words_become_typed_values(self):
         words = ["name=7up", "size=64", "ratio=0.5", "places=[a,b]", "more.b=2"]
@@ -263,6 +286,7 @@ class TestSettings:
             (["name=a", "zzz=3"], "unknown key 'zzz'\n  expected: one of: more, name, places, ratio, size"),
             (["name=a", "size"], "argument 'size'"),
             (["name=a", "=3"], "argument '=3'"),
+            (["name="], "argument 'name='"),
             (["name=a", "size=["], r"size=\["),
             (["name=a", "size.px=3"], "size: "),
             (["name=${size"], "name"),
@@ -306,7 +330,7 @@ class TestSettings:
         assert describe(Example)[:3] == [
             ("name", "required", "a name"),
             ("size", "640 px", "a size"),
-            ("ratio", "none", "a ratio"),
+            ("ratio", "not set", "a ratio"),
         ]
 
     def test_known_keys_pass(self):

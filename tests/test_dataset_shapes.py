@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import cv2
+import drawing
 import numpy as np
 import pytest
 import shapes
 import yaml
+from command_line import contents
 
 from yolo_prune.errors import ConfigError, OutputError
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "datasets" / "shapes.py"
 SMALL = {"seed": 3, "train": 6, "val": 4, "test": 4, "imgsz_px": 96}
-
-
-def contents(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def run_script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -34,7 +30,7 @@ def run_script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def shape_of(mask: np.ndarray, *, label: int = 0, beyond_px: int = 0):
-    return shapes.Shape(label=label, mask=mask, area_px=int(mask.sum()) + beyond_px)
+    return drawing.Shape(label=label, mask=mask, area_px=int(mask.sum()) + beyond_px)
 
 
 def rectangle(rows: slice, columns: slice, side: int = 10) -> np.ndarray:
@@ -54,12 +50,12 @@ class TestSameForASeed:
         assert contents(again) == contents(drawn)
 
     def test_every_image_is_another(self, drawn):
-        images = {path: digest for path, digest in contents(drawn).items() if path.endswith(".jpg")}
+        images = {path: content for path, content in contents(drawn).items() if path.endswith(".jpg")}
         assert len(set(images.values())) == len(images) == 14
 
     def test_other_seed_other_images(self, drawn, tmp_path):
         other = shapes.draw_dataset(tmp_path / "other", **SMALL | {"seed": 4}).parent
-        of_images = [{d for path, d in contents(folder).items() if path.endswith(".jpg")} for folder in (drawn, other)]
+        of_images = [{c for path, c in contents(folder).items() if path.endswith(".jpg")} for folder in (drawn, other)]
         assert not of_images[0] & of_images[1]
 
     def test_more_images_keep_the_first_ones(self, drawn, tmp_path):
@@ -86,52 +82,52 @@ class TestLayout:
         assert {cv2.imread(str(path)).shape for path in images} == {(96, 96, 3)}
 
     def test_labels_are_the_drawn_shapes(self, drawn):
-        _, expected = shapes.draw_image(np.random.default_rng([3, 1, 2]), 96)  # seed, second split, third image
+        _, expected = drawing.draw_image(np.random.default_rng([3, 1, 2]), 96)  # seed, second split, third image
         rows = np.loadtxt(drawn / "labels" / "val" / "00002.txt", ndmin=2)
         assert rows[:, 0].tolist() == [shape.label for shape in expected]
-        np.testing.assert_allclose(rows[:, 1:], [shapes.box(shape.mask) for shape in expected], atol=1e-6)
+        np.testing.assert_allclose(rows[:, 1:], [drawing.box(shape.mask) for shape in expected], atol=1e-6)
 
 
 class TestHonestLabels:
     def test_box_by_hand(self):
         # Rows 2, 3 and 4, columns 5 to 8 of ten: centre (7, 3.5), four wide and three high.
-        assert shapes.box(rectangle(slice(2, 5), slice(5, 9))) == pytest.approx((0.7, 0.35, 0.4, 0.3))
+        assert drawing.box(rectangle(slice(2, 5), slice(5, 9))) == pytest.approx((0.7, 0.35, 0.4, 0.3))
 
     def test_visible_fractions_by_hand(self):
         below = shape_of(rectangle(slice(0, 4), slice(0, 5)))  # 20 pixels, of which 4 are covered
         above = shape_of(rectangle(slice(2, 6), slice(3, 7)), beyond_px=16)  # 16 in the frame, as many beyond it
-        assert shapes.visible_fractions([below, above]) == [0.8, 0.5]
-        assert shapes.visible_fractions([above, below]) == [12 / 32, 1.0]
+        assert drawing.visible_fractions([below, above]) == [0.8, 0.5]
+        assert drawing.visible_fractions([above, below]) == [12 / 32, 1.0]
 
     @pytest.mark.parametrize("seed", range(20))
     def test_every_shape_is_visible(self, seed):
-        placed = shapes.place_shapes(np.random.default_rng(seed), 96)
+        placed = drawing.place_shapes(np.random.default_rng(seed), 96)
         assert placed
-        assert min(shapes.visible_fractions(placed)) >= shapes.MIN_VISIBLE
+        assert min(drawing.visible_fractions(placed)) >= drawing.MIN_VISIBLE
 
     @pytest.mark.parametrize("seed", range(20))
     def test_paint_fills_the_box_exactly(self, seed):
         random = np.random.default_rng(seed)
-        shape = shapes.random_shape(random, 96)
+        shape = drawing.random_shape(random, 96)
         canvas = np.full((96, 96, 3), -1000, np.float32)
-        shapes.paint(random, canvas, shape)
+        drawing.paint(random, canvas, shape)
         changed = (canvas > -500).all(axis=2)
         np.testing.assert_array_equal(changed, shape.mask)
-        x, y, width, height = (value * 96 for value in shapes.box(changed))
+        x, y, width, height = (value * 96 for value in drawing.box(changed))
         rows, columns = np.nonzero(changed)
         assert (x - width / 2, x + width / 2) == pytest.approx((columns.min(), columns.max() + 1))
         assert (y - height / 2, y + height / 2) == pytest.approx((rows.min(), rows.max() + 1))
 
     def test_area_counts_what_lies_beyond_the_frame(self):
-        drawn = [shapes.random_shape(np.random.default_rng(seed), 96) for seed in range(60)]
+        drawn = [drawing.random_shape(np.random.default_rng(seed), 96) for seed in range(60)]
         hidden = [shape.area_px - int(shape.mask.sum()) for shape in drawn]
         assert min(hidden) == 0 < max(hidden)
 
     def test_all_classes_and_scales_occur(self):
-        drawn = [shapes.random_shape(np.random.default_rng(seed), 96) for seed in range(200)]
+        drawn = [drawing.random_shape(np.random.default_rng(seed), 96) for seed in range(200)]
         whole = [shape for shape in drawn if shape.area_px == shape.mask.sum()]
-        lengths = [max(shapes.box(shape.mask)[2:]) for shape in whole]
-        assert {shape.label for shape in drawn} == set(range(len(shapes.CLASSES)))
+        lengths = [max(drawing.box(shape.mask)[2:]) for shape in whole]
+        assert {shape.label for shape in drawn} == set(range(len(drawing.CLASSES)))
         assert max(lengths) > 3 * min(lengths)
 
 
@@ -197,15 +193,15 @@ class TestCommandLine:
         [
             (["out=data", "trian=6"], "'train'"),
             (["out=data", "imgsz=96"], "'imgsz_px'"),
-            (["--out", "data"], "'out'"),
-            (["seed=1"], "'out' is missing"),
-            (["out="], "'out=' has no value"),
-            (["out=data", "seed"], "'seed' has no value"),
-            (["out=data", "seed=one"], "an integer"),
+            (["--out", "data"], "'--out'"),
+            (["seed=1"], "'out=' is required"),
+            (["out="], "'out='"),
+            (["out=data", "seed"], "'seed'"),
+            (["out=data", "seed=one"], "Value 'one'"),
             (["out=data", "seed=-1"], "an integer from 0 on"),
             (["out=data", "val=0"], "an integer from 1 on"),
             (["out=data", "imgsz_px=8"], "an integer from 64 on"),
-            ([], "'out' is missing"),
+            ([], "'out=' is required"),
         ],
     )
     def test_bad_arguments(self, tmp_path, capsys, monkeypatch, arguments, message):
@@ -214,6 +210,12 @@ class TestCommandLine:
         captured = capsys.readouterr()
         assert captured.out == ""
         assert message in captured.err
+        assert not list(tmp_path.iterdir())
+
+    def test_help(self, tmp_path):
+        result = run_script("--help", cwd=tmp_path)
+        assert result.returncode == 0
+        assert all(key in result.stdout for key in ("out", *SMALL))
         assert not list(tmp_path.iterdir())
 
     def test_no_traceback(self, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ultralytics.nn.tasks import DetectionModel
 from yolo_prune.channels import Role, trace
 from yolo_prune.errors import VerificationError
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
-from yolo_prune.surgery import Verifier, apply, fold_constants, silence
+from yolo_prune.surgery import Folding, Verifier, apply, fold_constants, silence
 from yolo_prune.surgery.verify import WEAKEST_RESPONSE
 
 
@@ -184,32 +185,42 @@ def shifted(size: int) -> nn.Module:
     return model.double()
 
 
-def test_folding_is_exact_for_pointwise_readers() -> None:
-    model = shifted(1)
+@dataclass
+class Folded:
+    """A folding of a model whose readers have kernels of some size, and how far its outputs were off."""
+
+    folding: Folding
+    error_before: torch.Tensor
+    error: torch.Tensor
+
+
+def folded(size: int) -> Folded:
+    model = shifted(size)
     graph = trace(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64))
     keep = random_keep(graph, 0, low=0.4)
     slim = apply(model, graph, keep)
     image = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     expected = constant_reference(model, graph, keep)(image)
-    assert (slim(image) - expected).abs().max() > 1e-3  # without folding the constants are missed
+    before = (slim(image) - expected).abs()
     folding = fold_constants(model, slim, graph, keep, image)
-    assert (slim(image) - expected).abs().max() < 1e-12
+    return Folded(folding, before, (slim(image) - expected).abs())
+
+
+def test_folding_is_exact_for_pointwise_readers() -> None:
+    result = folded(1)
+    assert result.error_before.max() > 1e-3  # without folding the constants are missed
+    assert result.error.max() < 1e-12
+    folding = result.folding
     assert set(folding.exact) == {"b", "out"}
     assert not folding.at_border
     assert not folding.skipped
 
 
 def test_folding_into_padded_kernels_is_exact_inside_and_said_to_be_inexact_at_the_border() -> None:
-    model = shifted(3)
-    graph = trace(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64))
-    keep = random_keep(graph, 0, low=0.4)
-    slim = apply(model, graph, keep)
-    image = torch.rand(2, 3, 16, 16, dtype=torch.float64)
-    folding = fold_constants(model, slim, graph, keep, image)
-    error = (slim(image) - constant_reference(model, graph, keep)(image)).abs()
-    assert error[..., 1:-1, 1:-1].max() < 1e-12
-    assert error.max() > 1e-6
-    assert folding.at_border == ("b",)
+    result = folded(3)
+    assert result.error[..., 1:-1, 1:-1].max() < 1e-12
+    assert result.error.max() > 1e-6
+    assert result.folding.at_border == ("b",)
 
 
 def test_folding_brings_a_detector_nearer_to_the_masked_one() -> None:

@@ -23,8 +23,9 @@ def parse_opt() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     for name, default, text in describe(PruneConfig):
         flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
-        kind = {"action": "store_true"} if default == "False" else {"required": default == "required"}
-        parser.add_argument(flag, dest=name, default=None, help=f"{text} (default: {default})", **kind)
+        kind = {"action": "store_true"} if default == "false" else {"required": default == "required"}
+        note = default if default == "required" else f"default: {default}"
+        parser.add_argument(flag, dest=name, default=None, help=f"{text} ({note})", **kind)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args()
 

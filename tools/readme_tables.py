@@ -17,9 +17,9 @@ from typing import Any
 
 from bench_engine import EngineTimes
 
-from yolo_prune.cli import report
-from yolo_prune.configuration import parse, setting
-from yolo_prune.errors import ConfigError, YoloPruneError
+from yolo_prune.cli import script
+from yolo_prune.configuration import setting
+from yolo_prune.errors import ConfigError
 from yolo_prune.files import new_file, write_json
 from yolo_prune.report.summary import summarize
 
@@ -60,8 +60,15 @@ def filled(text: str) -> str:
 
 
 def add_run(folder: Path, name: str) -> None:
-    """Make a record of a run's summary, without the paths of the machine that it ran on."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    """Make a record of a run's summary, without the paths of the machine that it ran on.
+
+    Raises:
+        ConfigError: The folder holds no summary.
+    """
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise ConfigError(f"no file '{path}'", expected="the folder of a run that is finished")
+    summary = json.loads(path.read_text(encoding="utf-8"))
     for key in ("model", "data", "out"):
         summary["settings"][key] = Path(summary["settings"][key]).name
     for parity in summary["parity"].values():
@@ -69,19 +76,21 @@ def add_run(folder: Path, name: str) -> None:
     write_json(RECORDS / f"{name}.json", summary, replace=True)
 
 
-def main() -> int:
-    """Fill README.md; returns the exit code."""
-    try:
-        config, _ = parse(TablesConfig, sys.argv[1:])
-        if config.run and config.name:
-            add_run(Path(config.run), config.name)
-        text = filled((ROOT / "README.md").read_text(encoding="utf-8"))
-        with new_file(ROOT / "README.md", replace=True) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except YoloPruneError as error:
-        return report(error, debug=False)
-    return 0
+def fill(config: TablesConfig) -> str:
+    """Fill README.md and return what was done.
+
+    Raises:
+        ConfigError: `run` without `name` or the reverse, or a record that is not there.
+    """
+    if bool(config.run) != bool(config.name):
+        raise ConfigError("one of run= and name= is missing", expected="both, to add a record, or neither")
+    if config.run and config.name:
+        add_run(Path(config.run), config.name)
+    text = filled((ROOT / "README.md").read_text(encoding="utf-8"))
+    with new_file(ROOT / "README.md", replace=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return f"tables of README.md filled from {RECORDS.relative_to(ROOT)}\n"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script("README's figures from records, never typed by hand.", TablesConfig, fill))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from yolo_prune import __version__
-from yolo_prune.configuration import describe, load, parse
+from yolo_prune.configuration import describe, load, parse, require_choice
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.files import refuse_existing, write_json
 
@@ -102,10 +102,30 @@ def main(words: Sequence[str] | None = None) -> int:
 
     0: done. 1: a proof failed. 2: bad input. Without `--debug` no traceback is shown for these.
     """
-    words = list(sys.argv[1:] if words is None else words)
+    return _guarded(_dispatch, list(sys.argv[1:] if words is None else words))
+
+
+def script(summary: str, schema: Any, work: Callable[[Any], str], words: Sequence[str] | None = None) -> int:
+    """Run a script that is one command, with `key=value`, `--help`, `--debug` and exit codes as `main` has them.
+
+    Args:
+        summary: First line of `--help`.
+        schema: Dataclass that describes its settings.
+        work: From settings to what is printed.
+        words: The words; by default those of the process.
+    """
+
+    def dispatch(words: list[str]) -> str:
+        return help_page(summary, schema) if _asks_for_help(words) else work(parse(schema, words)[0])
+
+    return _guarded(dispatch, list(sys.argv[1:] if words is None else words))
+
+
+def _guarded(dispatch: Callable[[list[str]], str], words: list[str]) -> int:
+    """Print what the words lead to, or what was wrong; return the exit code."""
     debug = "--debug" in words
     try:
-        print(_dispatch([word for word in words if word != "--debug"]), end="")
+        print(dispatch([word for word in words if word != "--debug"]), end="")
     except YoloPruneError as error:
         return report(error, debug=debug)
     except KeyboardInterrupt:
@@ -127,15 +147,12 @@ def _dispatch(words: list[str]) -> str:
         return _usage()
     if words[0] in ("-V", "--version"):
         return f"yolo-prune {__version__}\n"
-    if words[0] not in VERBS:
-        import difflib
-
-        near = difflib.get_close_matches(words[0], VERBS, n=1)
-        raise ConfigError(f"unknown command '{words[0]}'", expected=f"'{near[0]}'?" if near else ", ".join(VERBS))
+    require_choice("command", words[0], VERBS)
     verb, rest = VERBS[words[0]], words[1:]
     schema, work = verb.load()
-    if any(word in ("-h", "--help") for word in rest):
-        return _help(words[0], verb, schema)
+    if _asks_for_help(rest):
+        more = "Every training key of Ultralytics (epochs=, batch=, lr0=, device=, ...) is passed on."
+        return help_page(f"yolo-prune {words[0]}: {verb.summary}", schema, more if verb.passes_on else "")
     return execute(work, *_settings(verb, schema, rest))
 
 
@@ -173,11 +190,14 @@ def _usage() -> str:
     return "\n".join([*lines, "", "yolo-prune COMMAND --help lists its keys with defaults and units.", ""])
 
 
-def _help(name: str, verb: Verb, schema: Any) -> str:
+def _asks_for_help(words: Sequence[str]) -> bool:
+    return any(word in ("-h", "--help") for word in words)
+
+
+def help_page(summary: str, schema: Any, more: str = "") -> str:
+    """Return a summary, every key of a schema with its default and unit, and a closing remark."""
     rows = describe(schema)
     key_width, default_width = (max(len(row[column]) for row in rows) for column in (0, 1))
-    lines = [f"yolo-prune {name}: {verb.summary}", ""]
+    lines = [summary, ""]
     lines += [f"  {key:<{key_width}}  {default:<{default_width}}  {text}" for key, default, text in rows]
-    if verb.passes_on:
-        lines += ["", "Every training key of Ultralytics (epochs=, batch=, lr0=, device=, ...) is passed on."]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *(["", more] if more else []), ""])

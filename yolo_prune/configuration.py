@@ -34,6 +34,11 @@ def setting(default: Any = MISSING, *, help: str, unit: str = "") -> Any:  # noq
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def json_setting(what: str) -> Any:
+    """Declare the `json=` that every command has: a file for what it prints."""
+    return setting(None, help=f"also write {what} to this JSON file; must not exist")
+
+
 def parse(
     schema: type[Schema], words: Sequence[str], *, passed_on: Iterable[str] = ()
 ) -> tuple[Schema, dict[str, Any]]:
@@ -126,15 +131,24 @@ def require_choice(key: str, value: str, known: Iterable[str]) -> None:
 
 
 def describe(schema: Any) -> list[tuple[str, str, str]]:
-    """Return (key, default with unit, help) of every field, for `--help`."""
+    """Return (key, default with unit, help) of every field, the required ones first, for `--help`."""
     rows = []
     for field in dataclasses.fields(schema):
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
-        shown = "required" if default == MISSING else "none" if default is None else str(default)
+        shown = "required" if default == MISSING else _as_typed(default)
         unit = field.metadata.get("unit", "")
         rows.append((field.name, f"{shown} {unit}".strip(), field.metadata.get("help", "")))
-    return rows
+    return sorted(rows, key=lambda row: row[1] != "required")
+
+
+def _as_typed(default: Any) -> str:
+    """Return a default as one would type it; "not set" cannot be taken for a value, as "none" could."""
+    if default is None:
+        return "not set"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"[{','.join(map(str, default))}]" if isinstance(default, list) else str(default)
 
 
 def _described(schema: Any, key: str) -> str:
@@ -155,7 +169,7 @@ def _split_all(words: Sequence[str]) -> dict[str, str]:
 
 def _split(word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
-    if not equals or not key:
+    if not (key and equals and value):
         raise ConfigError(f"argument '{word}'", expected="key=value, such as target_macs=0.5")
     return key, value
 

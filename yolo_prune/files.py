@@ -28,6 +28,15 @@ def refuse_existing(path: Path) -> None:
         )
 
 
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """Return the error for an output that the file system refuses."""
+    return OutputError(
+        f"cannot write '{path}': {error.strerror or error}",
+        expected="a writable folder with enough room",
+        remedy="choose another output path or free space; nothing was left behind",
+    )
+
+
 @contextlib.contextmanager
 def parent_folders(path: Path) -> Iterator[None]:
     """Make the missing parent folders of `path`; on failure those that were made, and are empty, vanish again.
@@ -70,11 +79,7 @@ def new_file(path: Path, *, replace: bool = False) -> Iterator[Path]:
             else:
                 _claim(temporary, path)
     except OSError as error:
-        raise OutputError(
-            f"cannot write '{path}': {error.strerror or error}",
-            expected="a writable folder with room for the file",
-            remedy="choose another output path or free space; nothing was left behind",
-        ) from error
+        raise cannot_write(path, error) from error
 
 
 @contextlib.contextmanager

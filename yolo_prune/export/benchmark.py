@@ -164,7 +164,9 @@ def benchmark(
         CheckpointError: A `.pt` file cannot be loaded.
         MissingDependencyError: A runtime is not installed.
     """
-    _check(artefacts, threads=threads, runs=runs, warmup=warmup)
+    if not artefacts:
+        raise ConfigError("no artefacts", expected="at least one")
+    require_measurable(threads=threads, runs=runs, warmup=warmup)
     image = to_input(synthetic_images(1, imgsz_px)[0], imgsz_px)
     runtimes = {name: runtime_for(path) for name, path in artefacts.items()}
     with contextlib.ExitStack() as stack:
@@ -237,9 +239,12 @@ def turn_order(names: Sequence[str], turn: int) -> tuple[str, ...]:
     return rotated[::-1] if turn % 2 else rotated
 
 
-def _check(artefacts: Mapping[str, Path], *, threads: int, runs: int, warmup: int) -> None:
-    """Refuse numbers that measure nothing."""
-    bounds = {"artefacts": (len(artefacts), 1), "threads": (threads, 1), "runs": (runs, 1), "warmup": (warmup, 0)}
-    for name, (value, least) in bounds.items():
+def require_measurable(*, threads: int, runs: int, warmup: int = 0) -> None:
+    """Refuse numbers that measure nothing.
+
+    Raises:
+        ConfigError: One of them is too small.
+    """
+    for name, value, least in (("threads", threads, 1), ("runs", runs, 1), ("warmup", warmup, 0)):
         if value < least:
-            raise ConfigError(f"{name}: {value}", expected=f"at least {least}", remedy=f"correct `{name}`")
+            raise ConfigError(f"{name}={value}", expected=f"at least {least}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_prune.configuration import require_choice, setting
+from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.export.benchmark import BenchmarkReport, benchmark
 from yolo_prune.export.parity import ParityReport, check_parity
@@ -20,9 +20,14 @@ from yolo_prune.hosts.ultralytics.evaluation import image_files
 from yolo_prune.hosts.ultralytics.export import ExportFormat, export_model
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.report import render
+from yolo_prune.report.summary import in_words
 
 SUFFIXES = {"onnx": ".onnx", "ncnn": "_ncnn_model"}
 """How artefacts are called, by format; the host's own endings, so that `YOLO(artefact)` knows them."""
+
+THREADS: dict[str, Any] = {"default": 2, "help": "threads of each runtime"}
+RUNS: dict[str, Any] = {"default": 100, "help": "timed runs of each artefact, interleaved"}
+"""Settings that `benchmark` and `run` share."""
 
 
 @dataclass(kw_only=True)
@@ -35,7 +40,7 @@ class ExportConfig:
     imgsz: int = setting(640, help="image side", unit="px")
     data: str | None = setting(None, help="data yaml whose val images prove parity; default: drawn images")
     images: int = setting(4, help="number of images for parity", unit="images")
-    json: str | None = setting(None, help="also write the parity figures to this JSON file; must not exist")
+    json: str | None = json_setting("the parity figures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +118,10 @@ class BenchmarkConfig:
         help="artefacts, comma-separated in brackets: [dense.onnx,slim.onnx]; .pt, .onnx, NCNN folder"
     )
     imgsz: int = setting(640, help="image side", unit="px")
-    threads: int = setting(2, help="threads of each runtime")
-    runs: int = setting(100, help="timed runs of each artefact, interleaved")
+    threads: int = setting(**THREADS)
+    runs: int = setting(**RUNS)
     warmup: int = setting(10, help="untimed runs of each artefact before")
-    json: str | None = setting(None, help="also write every timing to this JSON file; must not exist")
+    json: str | None = json_setting("every timing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,20 +142,16 @@ class BenchmarkTable:
             summary = entry.summary
             baseline = first.setdefault(entry.backend, entry.name)
             rows.append(
-                [entry.name, entry.backend, f"{summary.median_ms:.2f}", f"{summary.p5_ms:.2f} .. {summary.p95_ms:.2f}",
-                 speed_up(self.report, entry.name, baseline)]
+                [entry.name, entry.backend, f"{summary.median_ms:.2f}", f"{summary.p5_ms:.2f}..{summary.p95_ms:.2f}",
+                 _speed_up(self.report, entry.name, baseline)]
             )  # fmt: skip
         heading = f"{self.report.imgsz_px} px, {self.report.threads} threads, {self.report.runs} interleaved runs\n"
-        return heading + render(["artefact", "backend", "median ms", "p5 .. p95 ms", "speed-up"], rows)
+        return heading + render(["artefact", "backend", "median ms", "p5..p95 ms", "speed-up"], rows)
 
 
-def speed_up(report: BenchmarkReport, name: str, baseline: str) -> str:
-    """Return a ratio with its quartiles; 'not separable' where the intervals overlap."""
-    if name == baseline:
-        return "1 (baseline)"
-    ratio = report.speed_up(name, baseline)
-    shown = f"{ratio.ratio:.2f}x ({ratio.p25:.2f} .. {ratio.p75:.2f})"
-    return shown if ratio.faster or ratio.ratio < 1 else f"{shown}, not separable"
+def _speed_up(report: BenchmarkReport, name: str, baseline: str) -> str:
+    """Return the speed-up of an entry in words."""
+    return "1 (baseline)" if name == baseline else in_words(asdict(report.speed_up(name, baseline)))
 
 
 def benchmark_artefacts(config: BenchmarkConfig) -> BenchmarkTable:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from yolo_prune.channels import ChannelGraph
-from yolo_prune.configuration import setting
+from yolo_prune.configuration import json_setting, setting
 from yolo_prune.hosts.ultralytics.checkpoints import load_model
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.hosts.ultralytics.surgery import trace_model
@@ -22,7 +22,7 @@ class InspectConfig:
 
     model: str = setting(help="checkpoint (.pt) or a yaml name of the host, e.g. yolov8n.yaml")
     imgsz: int = setting(640, help="image side at which MACs are counted", unit="px")
-    json: str | None = setting(None, help="also write the table to this JSON file; must not exist")
+    json: str | None = json_setting("the table")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +77,10 @@ class Inspection:
         reasons = Counter[str]()
         for row in self.rows:
             reasons[row.lock] += row.width
-        lines += [f"locked: {count} channels: {reason}\n" for reason, count in reasons.items() if reason]
+        lines += [f"locked: {reason} (channels: {count})\n" for reason, count in reasons.items() if reason]
         ties = dict.fromkeys(tie for row in self.rows for tie in row.ties)
         lines += [f"tied: {tie}\n" for tie in ties]
-        lines += [f"no rule: {operator} ({calls} calls)\n" for operator, calls in self.operators_without_rule.items()]
+        lines += [f"no rule: {operator} (calls: {calls})\n" for operator, calls in self.operators_without_rule.items()]
         lines += [f"never traced: {name}\n" for name in self.untraced_parameters]
         return "".join(lines)
 

@@ -10,7 +10,7 @@ import torch
 
 from yolo_prune.allocation import PATHS, Allocation, Budget, Constraints, allocate
 from yolo_prune.channels import ChannelGraph
-from yolo_prune.configuration import require_choice, setting
+from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import refuse_existing
 from yolo_prune.hosts.ultralytics.checkpoints import Checkpoint, read_checkpoint, write_slim
@@ -43,7 +43,7 @@ class PruneConfig:
     fold: bool = setting(False, help="fold the constants of removed channels into their readers")
     plan: str | None = setting(None, help="apply this plan (JSON) instead of choosing")
     save_plan: str | None = setting(None, help="also write the plan to this JSON file; must not exist")
-    json: str | None = setting(None, help="also write the table to this JSON file; must not exist")
+    json: str | None = json_setting("the table")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from yolo_prune.configuration import require_choice, require_known, setting, structured
+from yolo_prune.configuration import json_setting, require_choice, require_known, setting, structured
 from yolo_prune.errors import ConfigError
-from yolo_prune.export.benchmark import BenchmarkReport, benchmark
+from yolo_prune.export.benchmark import BenchmarkReport, benchmark, require_measurable
 from yolo_prune.export.parity import check_parity
 from yolo_prune.files import new_file, write_json
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, write_checkpoint
@@ -18,7 +18,7 @@ from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.hosts.ultralytics.trainer import interrupted, require_stock_values, reset_weights, stock_keys, train
-from yolo_prune.pipeline.deploy import SUFFIXES, export_one, sample_images
+from yolo_prune.pipeline.deploy import RUNS, SUFFIXES, THREADS, export_one, sample_images
 from yolo_prune.pipeline.prune import PruneConfig, choices, prune
 from yolo_prune.pipeline.stages import Stages
 from yolo_prune.plan import PrunePlan
@@ -45,9 +45,9 @@ class RunConfig:
     control: bool = setting(False, help="also train the slim shapes from random weights, as the fine-tune")
     splits: list[str] = setting(["val"], help="splits on which mAP is measured")
     formats: list[str] = setting(["onnx", "ncnn"], help=f"artefacts: {', '.join(SUFFIXES)}")
-    runs: int = setting(100, help="timed runs of each artefact, interleaved")
-    threads: int = setting(2, help="threads of each runtime")
-    json: str | None = setting(None, help="also write the summary to this JSON file; must not exist")
+    runs: int = setting(**RUNS)
+    threads: int = setting(**THREADS)
+    json: str | None = json_setting("the summary")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,7 @@ def _check(config: RunConfig) -> None:
     for name in config.formats:
         require_choice("format", name, SUFFIXES)
         require_packages(cast(ExportFormat, name))
-    for name in ("runs", "threads"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name}={getattr(config, name)}", expected="at least 1")
+    require_measurable(threads=config.threads, runs=config.runs)
     pruning = prune_settings(config, model="-", out="-")
     if pruning.plan:
         PrunePlan.load(Path(pruning.plan))

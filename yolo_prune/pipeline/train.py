@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolo_prune.configuration import setting
+from yolo_prune.configuration import json_setting, setting
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.hosts.ultralytics.checkpoints import is_slim, read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, require_split
@@ -22,7 +22,7 @@ class FinetuneConfig:
     model: str = setting(help="slim checkpoint, or the last.pt of an interrupted run with resume=true")
     data: str | None = setting(None, help="data yaml; required unless resume=true")
     resume: bool = setting(False, help="continue the interrupted run of `model`")
-    json: str | None = setting(None, help="also write the result to this JSON file; must not exist")
+    json: str | None = json_setting("the result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class EvaluateConfig:
     split: str = setting("val", help="train, val or test")
     imgsz: int = setting(640, help="image side", unit="px")
     batch: int = setting(16, help="batch size", unit="images")
-    json: str | None = setting(None, help="also write the figures to this JSON file; must not exist")
+    json: str | None = json_setting("the figures")
 
 
 @dataclass(frozen=True, kw_only=True)

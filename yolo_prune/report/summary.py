@@ -46,6 +46,11 @@ def _notes(summary: Mapping[str, Any]) -> str:
         f"parameters; verified to {summary['verification']['max_abs_error']:.1e} in fp64.",
     ]
     for backend, ratio in summary["speed_up"].items():
-        words = "faster" if ratio["faster"] else "not faster" if ratio["ratio"] < 1 else "not separable"
-        lines.append(f"{backend}: {ratio['ratio']:.2f}x ({ratio['p25']:.2f}..{ratio['p75']:.2f}), {words}")
+        lines.append(f"{backend}: {in_words(ratio)}")
     return "\n".join(lines) + "\n"
+
+
+def in_words(speed_up: Mapping[str, Any]) -> str:
+    """Return a speed-up with its quartiles and what may be said of it; "faster" only where the intervals part."""
+    words = "faster" if speed_up["faster"] else "not faster" if speed_up["ratio"] < 1 else "not separable"
+    return f"{speed_up['ratio']:.2f}x ({speed_up['p25']:.2f}..{speed_up['p75']:.2f}), {words}"

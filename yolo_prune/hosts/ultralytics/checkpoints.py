@@ -21,6 +21,7 @@ from ultralytics.nn.tasks import BaseModel, torch_safe_load
 from yolo_prune import __version__
 from yolo_prune.errors import CheckpointError, VerificationError
 from yolo_prune.files import new_file, sha256
+from yolo_prune.hosts.ultralytics.refusals import first_line, host_errors_as
 from yolo_prune.plan import PrunePlan
 
 MARKER = "yolo_prune"
@@ -96,13 +97,9 @@ def build_from_yaml(name: str) -> nn.Module:
     """
     from ultralytics import RTDETR, YOLO
 
-    family = RTDETR if "rtdetr" in Path(name).stem else YOLO
-    try:
-        model = family(name, verbose=False).model if family is YOLO else family(name).model
-    except Exception as error:  # the host raises whatever its parser raises
-        raise CheckpointError(
-            f"cannot build '{name}': {error}", expected="a model yaml of Ultralytics, such as yolov8n.yaml"
-        ) from error
+    expected = "a model yaml of Ultralytics, such as yolov8n.yaml"
+    with host_errors_as(CheckpointError, f"cannot build '{name}'", expected=expected):
+        model = RTDETR(name).model if "rtdetr" in Path(name).stem else YOLO(name, verbose=False).model
     return _require_prunable(model, name).float().eval()
 
 
@@ -285,11 +282,6 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
         whole = zipfile.is_zipfile(path)
         return f"{type(error).__name__}: {first_line(error)}" if whole else "it is cut off or damaged"
     return "it is not a checkpoint" if start else "it is empty"
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, without the host's decoration."""
-    return str(error).strip().split("\n")[0].removeprefix("ERROR ❌️ ") or type(error).__name__
 
 
 def _host_version() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from yolo_prune.errors import DataError
-from yolo_prune.hosts.ultralytics.checkpoints import first_line
+from yolo_prune.hosts.ultralytics.refusals import host_errors_as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +60,13 @@ def evaluate(model: Path, *, data: Path, split: str, imgsz_px: int, batch: int =
     require_split(data, split)
     with tempfile.TemporaryDirectory() as scratch:  # the validator insists on a folder for its pictures
         options = {"imgsz": imgsz_px, "batch": batch, "workers": workers, "plots": False, "verbose": False}
-        try:
+        with host_errors_as(
+            DataError,
+            f"Ultralytics cannot evaluate '{model}' on split '{split}' of '{data}'",
+            expected="images with labels of the model's classes",
+            remedy="correct the data; --debug shows where it stopped",
+        ):
             metrics = YOLO(str(model)).val(data=str(data), split=split, **options, project=scratch, name="val")
-        except Exception as error:  # the host raises half a dozen types
-            raise DataError(
-                f"Ultralytics cannot evaluate '{model}' on split '{split}' of '{data}': {first_line(error)}",
-                expected="images with labels of the model's classes",
-                remedy="correct the data; --debug shows where it stopped",
-            ) from error
     box = metrics.box
     return Evaluation(
         split=split,

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from yolo_prune.errors import CheckpointError, ConfigError, ExportError, MissingDependencyError, OutputError
-from yolo_prune.files import new_file, parent_folders, refuse_existing
+from yolo_prune.errors import ConfigError, ExportError, MissingDependencyError
+from yolo_prune.files import cannot_write, new_file, parent_folders, refuse_existing
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
+from yolo_prune.hosts.ultralytics.refusals import host_errors_as, loading
 
 ExportFormat = Literal["onnx", "ncnn"]
 
@@ -97,7 +98,7 @@ def _workspace(out: Path) -> Iterator[Path]:
             stack.enter_context(parent_folders(out))
             folder = Path(tempfile.mkdtemp(prefix=f".{out.stem}.", dir=out.parent))
         except OSError as error:
-            raise _cannot_write(out, error) from error
+            raise cannot_write(out, error) from error
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
 
@@ -122,21 +123,15 @@ def _copy(checkpoint: Path, copy: Path) -> None:
     try:
         shutil.copyfile(checkpoint, copy)
     except OSError as error:
-        raise _cannot_write(copy.parent, error) from error
+        raise cannot_write(copy.parent, error) from error
 
 
 def _load(name: str) -> Any:
     """Return the host's `YOLO` around `model.pt` of the working directory; `name` is the user's name for it."""
     from ultralytics import YOLO
 
-    try:
+    with loading(name):
         return YOLO("model.pt")
-    except Exception as error:  # damaged files reach the host's loader as half a dozen types
-        raise CheckpointError(
-            f"cannot load '{name}': {error}",
-            expected="a checkpoint that Ultralytics' YOLO() loads",
-            remedy="check that the file is complete and was saved by Ultralytics",
-        ) from error
 
 
 def _check_request(model: Any, *, format: ExportFormat, imgsz_px: int, end_to_end: bool) -> None:  # noqa: A002
@@ -157,16 +152,19 @@ def _run_host(model: Any, name: str, format: ExportFormat, imgsz_px: int, *, hal
         options["quantize"] = 16
     if end_to_end:
         options["nms"] = False  # the host's way to say "the head without NMS"; its default None is the other head
-    try:
-        return Path(model.export(**options))
-    except Exception as error:  # the host raises whatever its converters raise
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise _cannot_write(Path.cwd().parent, error) from error
-        raise ExportError(
-            f"Ultralytics could not export '{name}' to {format.upper()}: {error}",
-            expected="an artefact of the stock exporter",
-            remedy="see the host's messages above; `yolo export` on the same checkpoint fails alike",
-        ) from error
+    with host_errors_as(
+        ExportError,
+        f"Ultralytics could not export '{name}' to {format.upper()}",
+        expected="an artefact of the stock exporter",
+        remedy="see the host's messages above; `yolo export` on the same checkpoint fails alike",
+    ):
+        try:
+            artefact = Path(model.export(**options))
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise cannot_write(Path.cwd().parent, error) from error
+            raise
+    return artefact
 
 
 def _move(artefact: Path, out: Path) -> None:
@@ -179,13 +177,4 @@ def _move(artefact: Path, out: Path) -> None:
     try:
         artefact.rename(out)
     except OSError as error:
-        raise _cannot_write(out, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> OutputError:
-    """Return the error for an output that the file system refuses."""
-    return OutputError(
-        f"cannot write '{path}': {error.strerror or error}",
-        expected="a writable folder with room for the artefact",
-        remedy="choose another output path or free space; nothing was left behind",
-    )
+        raise cannot_write(out, error) from error

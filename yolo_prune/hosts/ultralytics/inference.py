@@ -9,6 +9,7 @@ from torch import nn
 
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
+from yolo_prune.hosts.ultralytics.refusals import loading
 
 
 def load_for_inference(path: Path, *, end_to_end: bool | None = None) -> nn.Module:
@@ -61,12 +62,6 @@ def _load(path: Path) -> Any:
     from ultralytics.nn.tasks import load_checkpoint
 
     unpickle(path)  # the host itself would run foreign code, unless told otherwise before it was first imported
-    try:
+    with loading(path):
         model, _ = load_checkpoint(path)
-    except Exception as error:  # damaged files reach the host's loader as half a dozen types
-        raise CheckpointError(
-            f"cannot load '{path}': {error}",
-            expected="a checkpoint that Ultralytics' YOLO() loads",
-            remedy="check that the file is complete and was saved by Ultralytics",
-        ) from error
     return model

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,35 +15,16 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune.errors import CheckpointError, ConfigError, YoloPruneError
+from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.hosts.ultralytics.checkpoints import (
     MARKER,
-    first_line,
     is_fused,
     is_slim,
     require_widths,
     unpickle,
     widths,
 )
-
-
-@contextlib.contextmanager
-def refusals() -> Iterator[None]:
-    """Turn what the host raises before the first epoch into bad input: by then it looked at settings and data only.
-
-    Raises:
-        ConfigError: With the host's own words.
-    """
-    try:
-        yield
-    except YoloPruneError:
-        raise
-    except Exception as error:  # the host raises half a dozen types
-        raise ConfigError(
-            f"Ultralytics refuses this training: {first_line(error)}",
-            expected="settings and data that its trainer accepts",
-            remedy="correct them; --debug shows where it stopped",
-        ) from error
+from yolo_prune.hosts.ultralytics.refusals import training_refused
 
 
 class SlimTrainerMixin:
@@ -55,7 +35,7 @@ class SlimTrainerMixin:
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        with refusals():
+        with training_refused():
             super().__init__(*args, **kwargs)
 
     def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
@@ -74,7 +54,7 @@ class SlimTrainerMixin:
         return model
 
     def _setup_train(self) -> None:
-        with refusals():
+        with training_refused():
             super()._setup_train()  # type: ignore[misc]
         self._require_widths("after loading")
 
@@ -137,7 +117,7 @@ def require_stock_values(stock: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: With the host's own words.
     """
-    with refusals():
+    with training_refused():
         check_cfg(dict(stock))
 
 

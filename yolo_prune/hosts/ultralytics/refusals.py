@@ -1,0 +1,60 @@
+"""What the host raises, said in our words.
+
+Its loaders, trainers and converters raise half a dozen types, and none of them says what to do. Errors of ours that are
+raised inside pass through as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from yolo_prune.errors import CheckpointError, ConfigError, YoloPruneError
+
+
+@contextlib.contextmanager
+def host_errors_as(kind: type[YoloPruneError], failure: str, *, expected: str, remedy: str = "") -> Iterator[None]:
+    """Turn whatever the host raises into one error.
+
+    Args:
+        kind: The error to raise.
+        failure: What failed; the host's own words follow it.
+        expected: See `YoloPruneError`.
+        remedy: See `YoloPruneError`.
+
+    Raises:
+        YoloPruneError: Of that kind.
+    """
+    try:
+        yield
+    except YoloPruneError:
+        raise
+    except Exception as error:
+        raise kind(f"{failure}: {first_line(error)}", expected=expected, remedy=remedy) from error
+
+
+def loading(name: str | Path) -> AbstractContextManager[None]:
+    """Turn what the host's loaders raise into a `CheckpointError`; `name` is the user's name for the file."""
+    return host_errors_as(
+        CheckpointError,
+        f"cannot load '{name}'",
+        expected="a checkpoint that Ultralytics' YOLO() loads",
+        remedy="check that the file is complete and was saved by Ultralytics",
+    )
+
+
+def training_refused() -> AbstractContextManager[None]:
+    """Turn what the host raises before the first epoch into bad input: by then it looked at settings and data only."""
+    return host_errors_as(
+        ConfigError,
+        "Ultralytics refuses this training",
+        expected="settings and data that its trainer accepts",
+        remedy="correct them; --debug shows where it stopped",
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, without the host's decoration."""
+    return str(error).strip().split("\n")[0].removeprefix("ERROR ❌️ ") or type(error).__name__
