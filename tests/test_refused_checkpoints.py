@@ -13,6 +13,7 @@ from ultralytics.utils import SAFE_LOAD
 
 from yolo_prune.cli import VERBS
 from yolo_prune.hosts.ultralytics.checkpoints import MARKER, read_checkpoint
+from yolo_prune.pipeline.prune import PruneConfig, prune
 
 
 class TestCheckpoints:
@@ -59,14 +60,32 @@ class TestCheckpoints:
         Path("cut.pt").write_bytes(whole[: int(len(whole) * part)])
         assert "cut.pt': it is cut off or damaged" in refused("prune", "model=cut.pt", *PRUNE)
 
-    @pytest.mark.parametrize("task", ["segment", "classify"])
-    def test_unsupported_task(self, refused, task):
+    @pytest.mark.parametrize(
+        ("task", "yaml", "verb", "more"),
+        [
+            ("segment", "yolov8n-seg", "finetune", ["data={data}"]),
+            ("pose", "yolov8n-pose", "evaluate", ["data={data}"]),
+            ("obb", "yolov8n-obb", "export", ["out=new"]),
+            ("classify", "yolov8n-cls", "finetune", ["data={data}"]),
+        ],
+    )
+    def test_task_that_is_pruned_only(self, refused, data, task, yaml, verb, more):
         from ultralytics import YOLO
 
-        YOLO({"segment": "yolov8n-seg.yaml", "classify": "yolov8n-cls.yaml"}[task]).save("other.pt")
-        message = refused("prune", "model=other.pt", *PRUNE)
-        assert f"task '{task}'" in message
+        YOLO(f"{yaml}.yaml").save("dense.pt")
+        prune(PruneConfig(model="dense.pt", out="other.pt", target_macs=0.6))
+        message = refused(verb, "model=other.pt", *(word.format(data=data) for word in more))
+        assert f"task '{task}': it can be inspected and pruned only" in message
         assert "detect" in message
+        assert not Path("new").exists()
+
+    def test_unsupported_task(self, refused):
+        from ultralytics import YOLO
+
+        YOLO("yolo26n-sem.yaml").save("other.pt")
+        message = refused("prune", "model=other.pt", *PRUNE)
+        assert "is a model for task 'semantic'" in message
+        assert "detect, segment, pose, obb, classify" in message
 
     @pytest.mark.parametrize("verb", ["prune", "finetune", "run"])
     def test_fused(self, verb, desk, slim, data, refused):

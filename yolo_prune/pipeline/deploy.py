@@ -15,7 +15,7 @@ from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.export.benchmark import BenchmarkReport, benchmark
 from yolo_prune.export.parity import ParityReport, check_parity
-from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, require_deployable
 from yolo_prune.hosts.ultralytics.evaluation import image_files
 from yolo_prune.hosts.ultralytics.export import ExportFormat, export_model
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
@@ -81,6 +81,7 @@ def export(config: ExportConfig) -> ExportResult:
         require_choice("format", name, SUFFIXES)
     source = Path(config.model)
     model: Any = read_checkpoint(source).model
+    require_deployable(model, config.model)
     require_imgsz(config.imgsz, stride=int(model.stride.max()))
     images = sample_images(Path(config.data), "val", config.images) if config.data else None
     artefacts, reports = [], []

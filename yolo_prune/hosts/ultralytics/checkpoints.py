@@ -28,7 +28,10 @@ MARKER = "yolo_prune"
 """Attribute of a slim model that carries its provenance: plain values only, so that it pickles no class of ours."""
 
 SUPPORTED_TASKS = ("detect", "segment", "pose", "obb", "classify")
-"""Tasks whose models can be pruned. What else a verb can do with them, it says itself."""
+"""Tasks whose models can be pruned."""
+
+DEPLOYED_TASKS = ("detect",)
+"""Tasks whose models can be fine-tuned, evaluated and exported with parity as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +203,21 @@ def require_widths(model: nn.Module, when: str) -> None:
             f"{when}: {len(wrong)} layers changed their width, first '{path}': {size}",
             expected=f"{planned[path]}, as pruned",
             remedy="train slim checkpoints with `yolo-prune finetune`; stock training rebuilds the dense network",
+        )
+
+
+def require_deployable(model: nn.Module, name: str) -> None:
+    """Refuse a model whose task is pruned only.
+
+    Raises:
+        CheckpointError: The task is none of `DEPLOYED_TASKS`.
+    """
+    task = getattr(model, "task", None) or _task_of(model)
+    if task not in DEPLOYED_TASKS:
+        raise CheckpointError(
+            f"'{name}' is a model for task '{task}': it can be inspected and pruned only",
+            expected=f"for this command, one of: {', '.join(DEPLOYED_TASKS)}",
+            remedy="evaluate and export the slim checkpoint with stock Ultralytics, which loads it",
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from yolo_prune.errors import DataError
+from yolo_prune.hosts.ultralytics.checkpoints import require_deployable
 from yolo_prune.hosts.ultralytics.refusals import host_errors_as
 
 
@@ -54,6 +55,7 @@ def evaluate(model: Path, *, data: Path, split: str, imgsz_px: int, batch: int =
 
     Raises:
         DataError: The yaml or the split is missing, or the host cannot evaluate on it.
+        CheckpointError: A task that is pruned only.
     """
     from ultralytics import YOLO
 
@@ -66,7 +68,9 @@ def evaluate(model: Path, *, data: Path, split: str, imgsz_px: int, batch: int =
             expected="images with labels of the model's classes",
             remedy="correct the data; --debug shows where it stopped",
         ):
-            metrics = YOLO(str(model)).val(data=str(data), split=split, **options, project=scratch, name="val")
+            yolo = YOLO(str(model))
+            require_deployable(yolo.model, str(model))
+            metrics = yolo.val(data=str(data), split=split, **options, project=scratch, name="val")
     box = metrics.box
     return Evaluation(
         split=split,

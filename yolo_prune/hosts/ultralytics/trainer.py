@@ -20,6 +20,7 @@ from yolo_prune.hosts.ultralytics.checkpoints import (
     MARKER,
     is_fused,
     is_slim,
+    require_deployable,
     require_widths,
     unpickle,
     widths,
@@ -133,10 +134,11 @@ def train(model: str | Path, *, resume: bool = False, **stock: Any) -> Path:
         Path of the best checkpoint.
 
     Raises:
-        CheckpointError: `resume` with a checkpoint of a run that is finished.
+        CheckpointError: A task that is pruned only, or `resume` with a checkpoint of a run that is finished.
         ConfigError: `pretrained=False` or other weights with a slim checkpoint.
     """
     yolo = YOLO(str(model))
+    require_deployable(yolo.model, str(model))
     if is_slim(yolo.model) and stock.get("pretrained", True) is not True:
         raise ConfigError(
             f"pretrained={stock['pretrained']} with a slim checkpoint",

@@ -1,0 +1,144 @@
+"""Models that are not as expected: the engine is right about them, or refuses them clearly."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_files import save_as_host
+from models import lively
+from random_plans import random_keep
+from torch import Tensor, nn
+from toys import act, build, conv
+
+from yolo_prune.channels import ChannelGraph, trace
+from yolo_prune.errors import TraceError
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
+from yolo_prune.hosts.ultralytics.surgery import trace_model
+from yolo_prune.surgery import TOLERANCE, Verifier, apply
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+
+
+class Chosen(nn.Sequential):
+    """Another branch for bright images."""
+
+    def __init__(self, condition) -> None:
+        super().__init__(conv(3, 4), conv(4, 4), conv(4, 2))
+        self.condition = condition
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = act(self[0](x))
+        return self[2](act(self[1](x)) if self.condition(x) else x)
+
+
+CONDITIONS = {
+    "if tensor": lambda x: x.mean() > 0.5,
+    "item": lambda x: x.max().item() > 0.5,
+    "float": lambda x: float(x.sum()) > 0.5,
+    "int": lambda x: int(x.argmax()) > 3,
+    "any": lambda x: (x > 0).any(),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_control_flow_that_depends_on_the_image_is_refused(name: str) -> None:
+    with pytest.raises(TraceError, match="reads a value of an activation into Python") as error:
+        trace(Chosen(CONDITIONS[name]), IMAGE)
+    assert "torch.where" in str(error.value) or "tensor operators" in str(error.value)
+
+
+@pytest.mark.parametrize("condition", [lambda x: x.shape[1] == 4, lambda x: torch.ones(1).item() > 0])
+def test_control_flow_that_does_not_is_not(condition) -> None:
+    graph = trace(Chosen(condition), IMAGE)
+    assert len(graph.free_groups()) == 2
+
+
+def test_a_branch_that_did_not_run_locks_what_could_feed_it() -> None:
+    graph = trace(Chosen(lambda x: False), IMAGE)
+    assert graph.report.untraced_parameters == ("1.weight",)
+    assert not graph.free_groups()
+
+
+def test_a_forward_that_fails_is_refused_with_its_own_words() -> None:
+    with pytest.raises(TraceError, match=r"forward failed on an input of shape \(1, 3, 8, 8\).*expected input"):
+        trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(5, 2, 1)), IMAGE)
+
+
+def proven(model: nn.Module) -> tuple[ChannelGraph, nn.Module]:
+    graph = trace(model, IMAGE)
+    keep = random_keep(graph, 0, low=0.3, high=0.5)
+    assert not keep.all()
+    slim = apply(model, graph, keep)
+    assert Verifier(model, graph).verify(slim, keep).require().max_abs_error <= TOLERANCE
+    return graph, slim
+
+
+def test_a_layer_that_runs_twice_and_a_weight_that_two_layers_hold() -> None:
+    _, slim = proven(build("Shared"))
+    assert slim.c.weight is slim.d.weight
+
+
+def test_a_module_that_is_registered_twice() -> None:
+    model = build("Residual")
+    model.alias = model.b
+    _, slim = proven(model)
+    assert slim.alias is slim.b
+
+
+def test_buffers_that_hold_no_floats_stay_as_they_are() -> None:
+    model = build("Picked")
+    model.register_buffer("seen", torch.tensor(7))
+    model.register_buffer("flags", torch.tensor([True, False]))
+    _, slim = proven(model)
+    assert slim.order.dtype == torch.int64
+    assert torch.equal(slim.order, model.order)
+    assert slim.seen == 7
+    assert slim.flags.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_type_give_the_same_groups(dtype: torch.dtype) -> None:
+    model = build("Chain")
+    expected = trace(model, IMAGE)
+    graph = trace(copy.deepcopy(model).to(dtype), IMAGE)
+    assert [(group.name, group.width, group.lock) for group in graph.groups] == [
+        (group.name, group.width, group.lock) for group in expected.groups
+    ]
+    keep = np.ones(graph.channel_count, dtype=bool)
+    keep[graph.groups[graph.group_names()["b"]].channels[0]] = False
+    assert {tensor.dtype for tensor in apply(model.to(dtype), graph, keep).parameters()} == {dtype}
+
+
+def test_a_model_that_is_not_in_memory_is_refused() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    with pytest.raises(TraceError, match="lives on device 'meta'") as error:
+        trace(model, IMAGE)
+    assert "model.cpu()" in str(error.value)
+
+
+def test_a_checkpoint_saved_on_a_gpu_is_read_without_one(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda _storage: "cuda:0")
+    path = save_as_host(lively("yolov8n"), tmp_path / "gpu.pt")
+    monkeypatch.undo()
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):  # the file does claim a GPU
+            torch.load(path, weights_only=False)
+    assert trace_model(read_checkpoint(path).model).free_groups()
+
+
+def test_an_image_of_the_wrong_kind_is_refused() -> None:
+    with pytest.raises(TraceError, match="forward failed"):
+        trace(build("Chain"), torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["Chain", "Shared", "SelfAttention", "Excited"])
+def test_a_trace_leaves_the_model_bit_identical(name: str) -> None:
+    model = build(name).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    trace(model, IMAGE)
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
