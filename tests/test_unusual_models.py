@@ -50,14 +50,14 @@ def test_control_flow_that_depends_on_the_image_is_refused(name: str) -> None:
     assert "torch.where" in str(error.value) or "tensor operators" in str(error.value)
 
 
-@pytest.mark.parametrize("condition", [lambda x: x.shape[1] == 4, lambda x: torch.ones(1).item() > 0])
+@pytest.mark.parametrize("condition", [lambda image: image.shape[1] == 4, lambda _: torch.ones(1).item() > 0])
 def test_control_flow_that_does_not_is_not(condition) -> None:
     graph = trace(Chosen(condition), IMAGE)
     assert len(graph.free_groups()) == 2
 
 
 def test_a_branch_that_did_not_run_locks_what_could_feed_it() -> None:
-    graph = trace(Chosen(lambda x: False), IMAGE)
+    graph = trace(Chosen(lambda _: False), IMAGE)
     assert graph.report.untraced_parameters == ("1.weight",)
     assert not graph.free_groups()
 

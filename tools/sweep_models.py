@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 import torch
 from model_cases import ROOT, Case, all_cases, build_lively
+from random_plans import random_keep
 from torch.utils._pytree import tree_leaves
 from ultralytics.utils import LOGGER
 
-from yolo_prune.allocation import Constraints, WidthSolver
 from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.cli import execute, report
 from yolo_prune.configuration import parse, require_choice, setting
@@ -103,18 +103,6 @@ class Coverage:
             )
         head = ["yaml", "scales", "plans", "max error", "MACs that can go", "locked besides image and outputs", ""]
         return render(head, rows, markdown=markdown)
-
-
-def random_keep(graph: ChannelGraph, seed: int, *, heads: bool = False) -> BoolArray:
-    """Remove a random fraction in [0.05, 0.9] of every free group, random channels of it; or whole heads."""
-    rng = np.random.default_rng(seed)
-    limits = Constraints(min_channels=1, max_fraction=0.95, round_to=1, attention="heads" if heads else "width")
-    solver = WidthSolver(graph, limits, scores=rng.random(graph.channel_count))
-    kept = solver.settle(graph.widths() * (1.0 - rng.uniform(0.05, 0.9, len(graph.groups))))
-    keep = np.ones(graph.channel_count, dtype=bool)
-    for group, width in zip(graph.groups, kept, strict=True):
-        keep[rng.permutation(group.channels)[width:]] = False
-    return keep
 
 
 def sweep_model(case: Case, plans: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.export.benchmark import BenchmarkReport, benchmark, require_measurable
 from yolo_prune.export.parity import check_parity
 from yolo_prune.files import new_file, write_json
-from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, write_checkpoint
+from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, require_deployable, write_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
@@ -94,6 +94,7 @@ def _check(config: RunConfig) -> None:
     if not config.model.endswith(".pt") and not config.train.get("epochs"):
         raise ConfigError("train.epochs is 0 and model is no checkpoint", expected="a trained .pt, or epochs to train")
     model: Any = load_model(config.model)
+    require_deployable(model, config.model)
     require_imgsz(config.imgsz, stride=int(model.stride.max()))
 
 

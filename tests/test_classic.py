@@ -1,0 +1,57 @@
+"""Classic YOLOv5: other modules, the same engine, which takes them as plain torch models."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_cases import enliven
+from random_plans import random_keep
+
+from yolo_prune.channels import trace
+from yolo_prune.surgery import TOLERANCE, Verifier, apply
+
+IMAGE = torch.zeros(1, 3, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def classic() -> Any:
+    """PyPI's yolov5, as the repository's scripts see it: `models` at the top level."""
+    with pytest.warns(UserWarning, match="pkg_resources"):
+        package = importlib.import_module("yolov5.models.yolo")
+    names = {"models": "yolov5.models", "models.yolo": "yolov5.models.yolo", "models.common": "yolov5.models.common"}
+    sys.modules.update({alias: importlib.import_module(name) for alias, name in names.items()})
+    yield package
+    for alias in names:
+        del sys.modules[alias]
+
+
+def prove(model: torch.nn.Module, plans: int) -> None:
+    graph = trace(model.eval(), IMAGE)
+    assert graph.report.untraced_parameters == ()
+    assert graph.report.operators_without_rule == {}
+    locked = {group.name for group in graph.groups if group.lock}
+    assert locked == {"model.0.conv:input", "model.24.m.0", "model.24.m.1", "model.24.m.2"}  # the image and the outputs
+    proofs = Verifier(model, graph)
+    for seed in range(plans):
+        keep = random_keep(graph, seed)
+        proof = proofs.verify(apply(model, graph, keep), keep).require()
+        assert proof.max_abs_error <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["yolov5n", "yolov5s"])
+def test_random_plans_are_exact(classic: Any, name: str) -> None:
+    torch.manual_seed(0)
+    model = classic.DetectionModel(Path(classic.__file__).with_name(f"{name}.yaml"))
+    enliven(model)
+    prove(model, plans=10)
+
+
+@pytest.mark.data
+def test_the_published_weights_are_pruned_exactly(classic: Any, shared_data: Path) -> None:  # noqa: ARG001
+    path = shared_data / "weights" / "yolov5n_classic_coco.pt"
+    prove(torch.load(path, map_location="cpu", weights_only=False)["model"].float(), plans=10)
