@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -15,6 +15,10 @@ from yolo_prune.allocation.ladders import Ladder, equations, frozen_groups, head
 from yolo_prune.channels import BoolArray, ChannelGraph, IntArray, Tie
 from yolo_prune.errors import ConfigError
 from yolo_prune.importance import FloatArray
+
+Attention: TypeAlias = Literal["width", "heads", "none"]
+ATTENTION: tuple[Attention, ...] = get_args(Attention)
+"""What attention may lose, by the name that the user types."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +35,7 @@ class Constraints:
     min_channels: int = 8
     max_fraction: float = 0.9
     round_to: int = 8
-    attention: Literal["width", "heads", "none"] = "width"
+    attention: Attention = "width"
 
     def __post_init__(self) -> None:
         if self.min_channels < 1:
@@ -40,8 +44,8 @@ class Constraints:
             raise ConfigError(f"max_fraction={self.max_fraction}", expected="at least 0 and below 1")
         if self.round_to < 1:
             raise ConfigError(f"round_to={self.round_to}", expected="at least 1")
-        if self.attention not in ("width", "heads", "none"):
-            raise ConfigError(f"attention={self.attention}", expected="one of width, heads, none")
+        if self.attention not in ATTENTION:
+            raise ConfigError(f"attention={self.attention}", expected=f"one of {', '.join(ATTENTION)}")
 
 
 class WidthSolver:

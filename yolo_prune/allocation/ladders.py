@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import lcm
 
 import numpy as np
@@ -38,8 +39,13 @@ class Ladder:
         Args:
             wished: Wished removal of each member, shape (members,).
         """
-        totals = self.removed.sum(axis=1)
-        return self.removed[np.abs(totals - wished.sum()).argmin()]
+        return self.removed[np.abs(self.totals - wished.sum()).argmin()]
+
+    @cached_property
+    def totals(self) -> IntArray:
+        """Removed channels of all members in each state, shape (states,)."""
+        totals: IntArray = self.removed.sum(axis=1)
+        return totals
 
 
 def equations(ties: Sequence[Tie], groups: IntArray) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -70,9 +71,13 @@ class CostModel:
     params_terms: tuple[CostTerm, ...]
     imgsz_px: int
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_macs", _Form.of(self.macs_terms))
-        object.__setattr__(self, "_params", _Form.of(self.params_terms))
+    @cached_property
+    def _macs(self) -> _Form:
+        return _Form.of(self.macs_terms)
+
+    @cached_property
+    def _params(self) -> _Form:
+        return _Form.of(self.params_terms)
 
     def macs(self, kept: npt.ArrayLike, *, imgsz_px: int | None = None) -> npt.NDArray[np.float64]:
         """Return the MACs at kept group widths.
@@ -86,13 +91,11 @@ class CostModel:
             Shape () or (candidates,); whole numbers, exact below 2**53.
         """
         area_ratio = 1.0 if imgsz_px is None else (imgsz_px / self.imgsz_px) ** 2
-        form: _Form = self._macs  # type: ignore[attr-defined]
-        return form.price(self._sizes(kept), area_ratio)
+        return self._macs.price(self._sizes(kept), area_ratio)
 
     def params(self, kept: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return the number of parameters at kept group widths; shapes as in `macs`."""
-        form: _Form = self._params  # type: ignore[attr-defined]
-        return form.price(self._sizes(kept), 1.0)
+        return self._params.price(self._sizes(kept), 1.0)
 
     def _sizes(self, kept: npt.ArrayLike) -> npt.NDArray[np.float64]:
         sizes = np.asarray(kept, dtype=np.float64) @ self.incidence.T

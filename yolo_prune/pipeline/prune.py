@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from yolo_prune.allocation import PATHS, Allocation, Budget, Constraints, allocate
+from yolo_prune.allocation import ATTENTION, PATHS, Allocation, Budget, Constraints, allocate
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.errors import ConfigError
@@ -39,6 +39,7 @@ class PruneConfig:
     min_channels: int = setting(8, help="fewest that a group keeps", unit="channels")
     max_fraction: float = setting(0.9, help="largest fraction of a group that may go")
     round_to: int = setting(8, help="kept widths are multiples of this", unit="channels")
+    attention: str = setting("width", help="what attention loses: width (of every head alike), heads (whole), none")
     imgsz: int = setting(640, help="image side at which MACs are counted", unit="px")
     fold: bool = setting(False, help="fold the constants of removed channels into their readers")
     plan: str | None = setting(None, help="apply this plan (JSON) instead of choosing")
@@ -166,6 +167,7 @@ def choices(config: PruneConfig) -> tuple[Budget, Allocation]:
     require_choice("allocation", config.allocation, PATHS)
     require_choice("reduction", config.reduction, ("sum", "mean", "max"))
     require_choice("normalization", config.normalization or "none", ("none", "mean"))
+    require_choice("attention", config.attention, ATTENTION)
     targets = {"macs": config.target_macs, "params": config.target_params}
     given = {unit: ratio for unit, ratio in targets.items() if ratio is not None}
     if len(given) != 1:
@@ -177,7 +179,10 @@ def choices(config: PruneConfig) -> tuple[Budget, Allocation]:
     require_imgsz(config.imgsz)
     ((unit, ratio),) = given.items()
     constraints = Constraints(
-        min_channels=config.min_channels, max_fraction=config.max_fraction, round_to=config.round_to
+        min_channels=config.min_channels,
+        max_fraction=config.max_fraction,
+        round_to=config.round_to,
+        attention=config.attention,  # type: ignore[arg-type]  # checked above
     )
     budget = Budget(unit=unit, ratio=ratio, imgsz_px=config.imgsz)  # type: ignore[arg-type]
     return budget, Allocation(path=config.allocation, constraints=constraints)
