@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from yolo_prune.channels import ChannelGraph, ChannelGroup
 from yolo_prune.configuration import json_setting, setting
+from yolo_prune.files import require_new_outputs
 from yolo_prune.hosts.ultralytics.checkpoints import load_model
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.hosts.ultralytics.surgery import trace_model
+from yolo_prune.pipeline.picture import picture_of
 from yolo_prune.report import quantity, render
 from yolo_prune.report.groups import GroupRow, Member, shortened
+from yolo_prune.report.picture import write_picture
 
 
 @dataclass(kw_only=True)
@@ -23,6 +27,7 @@ class InspectConfig:
 
     model: str = setting(help="checkpoint (.pt) or a yaml name of the host, e.g. yolov8n.yaml")
     imgsz: int = setting(640, help="image side at which MACs are counted", unit="px")
+    picture: str | None = setting(None, help="also draw the channel graph into this HTML file; must not exist")
     json: str | None = json_setting("the table")
 
 
@@ -39,6 +44,7 @@ class Inspection:
     operators_without_rule: dict[str, int]
     operators_at_outputs: tuple[str, ...]
     untraced_parameters: tuple[str, ...]
+    picture: str | None
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -61,6 +67,7 @@ class Inspection:
         lines += [f"tied: {tie}\n" for tie in ties]
         lines += self._without_rule()
         lines += [f"never traced: {name}\n" for name in self.untraced_parameters]
+        lines += [f"picture: {self.picture}\n"] if self.picture else []
         return "".join(lines)
 
     def totals(self) -> str:
@@ -80,16 +87,17 @@ class Inspection:
 
 
 def inspect(config: InspectConfig) -> Inspection:
-    """Trace a model and describe its channel groups.
+    """Trace a model and describe its channel groups; draw them if asked for.
 
     Raises:
-        YoloPruneError: The model cannot be read or traced.
+        YoloPruneError: The model cannot be read or traced, or the picture cannot be written.
     """
+    require_new_outputs({"picture": config.picture, "json": config.json})
     model: Any = load_model(config.model)
     require_imgsz(config.imgsz, stride=int(model.stride.max()))
     graph = trace_model(model)
     widths = graph.widths()
-    return Inspection(
+    inspection = Inspection(
         model=config.model,
         imgsz_px=config.imgsz,
         macs=round(float(graph.cost.macs(widths, imgsz_px=config.imgsz))),
@@ -99,7 +107,12 @@ def inspect(config: InspectConfig) -> Inspection:
         operators_without_rule=dict(graph.report.operators_without_rule),
         operators_at_outputs=graph.report.operators_at_outputs,
         untraced_parameters=graph.report.untraced_parameters,
+        picture=config.picture,
     )
+    if config.picture:
+        picture = picture_of(model, graph, inspection.rows, title=config.model, summary=inspection.totals())
+        write_picture(Path(config.picture), picture)
+    return inspection
 
 
 def prunable_macs_share(graph: ChannelGraph, *, imgsz_px: int) -> float:
