@@ -163,6 +163,18 @@ class TestInspect:
         assert found["macs"] == pytest.approx(8.7e9 / 2, rel=0.02)
         assert "yolov8n.yaml: 4." in outcome.out
 
+    def test_names_the_members_of_each_group(self, command, tmp_path):
+        outcome = command("inspect", "model=yolov8n.yaml", f"json={tmp_path / 'j.json'}")
+        rows = {row["name"]: row for row in strict_json(tmp_path / "j.json")["rows"]}
+        members = {(member["tensor"], member["dim"]) for member in rows["model.1.conv"]["members"]}
+        norm = {(f"model.1.bn.{name}", 0) for name in ("weight", "bias", "running_mean", "running_var")}
+        assert members == {("model.1.conv.weight", 0), ("model.2.cv1.conv.weight", 1)} | norm
+        assert rows["model.2.cv1.conv#1"]["ties"] == ["equal split in model.2"]
+        pyramid = rows["model.9.cv1.conv"]["members"]  # SPPF reads the same channels four times
+        assert {member["entries_per_channel"] for member in pyramid if member["dim"] == 1} == {4}
+        (line,) = (line for line in outcome.out.splitlines() if line.startswith("model.2.cv1.conv#2 "))
+        assert line.endswith("  model.2.cv1.conv, model.2.cv1.bn, model.2.m.0.cv1.conv +3")
+
     def test_changes_nothing(self, command, dense_checkpoint):
         before = dense_checkpoint.read_bytes()
         command("inspect", f"model={dense_checkpoint}")

@@ -11,11 +11,11 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from yolo_prune.errors import OutputError
+from yolo_prune.errors import ConfigError, OutputError
 
 
 def refuse_existing(path: Path) -> None:
@@ -26,6 +26,26 @@ def refuse_existing(path: Path) -> None:
             expected="a path where nothing stands yet: files are never overwritten",
             remedy="choose another name or move the old file away",
         )
+
+
+def require_new_outputs(outputs: Mapping[str, str | None]) -> None:
+    """Refuse outputs of one command that exist or that would overwrite each other: to be called before any work.
+
+    Args:
+        outputs: Path by the name of the setting; None where it is not given.
+
+    Raises:
+        ConfigError: Two of them are one file.
+        OutputError: One of them exists.
+    """
+    paths = [Path(path) for path in outputs.values() if path]
+    if len({path.resolve() for path in paths}) < len(paths):
+        *names, last = (f"{name}=" for name in outputs)
+        raise ConfigError(
+            "two outputs have the same path", expected=f"a file of its own for {', '.join(names)} and {last}"
+        )
+    for path in paths:
+        refuse_existing(path)
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:

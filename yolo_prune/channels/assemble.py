@@ -11,7 +11,7 @@ from scipy.sparse import coo_array, csr_array, hstack
 from scipy.sparse.csgraph import connected_components
 
 from yolo_prune.channels.cost import CostModel, CostTerm, params_terms
-from yolo_prune.channels.facts import Facts
+from yolo_prune.channels.facts import OUTPUT, Facts
 from yolo_prune.channels.graph import (
     Axis,
     AxisKey,
@@ -51,7 +51,8 @@ def assemble(facts: Facts, *, imgsz_px: int, powers: Mapping[int, int]) -> Chann
         rescales=tuple(Rescale(axes=keys, entries=entries) for keys, entries in facts.rescales if keys),
         norms=dict(facts.norms),
         report=TraceReport(
-            operators_without_rule=dict(facts.without_rule),
+            operators_without_rule={operator: len(calls) for operator, calls in facts.without_rule.items()},
+            operators_at_outputs=_operators_at_outputs(facts, channel_of),
             untraced_parameters=tuple(name for name in facts.parameters if name not in facts.touched),
         ),
         channel_count=count,
@@ -102,6 +103,17 @@ def _lock_reasons(facts: Facts, channel_of: IntArray, count: int) -> list[str]:
         for channel in np.unique(channel_of[ids]):
             reasons[channel] = reasons[channel] or reason
     return reasons
+
+
+def _operators_at_outputs(facts: Facts, channel_of: IntArray) -> tuple[str, ...]:
+    """Return the operators without a rule that touched nothing but channels which leave the model.
+
+    Other locks prove nothing: that a layer reads what no rule could follow may be the doing of such an operator.
+    """
+    empty = np.zeros(0, dtype=np.int64)
+    outputs = channel_of[np.concatenate([empty, *(ids for ids, reason in facts.locks if reason == OUTPUT)])]
+    touched = {operator: np.concatenate(calls) for operator, calls in facts.without_rule.items()}
+    return tuple(op for op, ids in touched.items() if np.isin(channel_of[ids[ids >= 0]], outputs).all())
 
 
 def _spread_locks(reasons: list[str], ties: Sequence[SolvedTie]) -> None:

@@ -6,7 +6,7 @@ recorded as arrays and solved once, at the end (`channels.assemble`).
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,9 @@ from torch.utils.module_tracker import ModuleTracker
 from yolo_prune.channels.graph import AxisKey, IntArray, Role
 from yolo_prune.channels.labels import ids as ids_of
 from yolo_prune.errors import TraceError
+
+OUTPUT = "reaches the model's output"
+"""Why channels that leave the model are locked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +121,7 @@ class Facts:
         self.rescales: list[tuple[tuple[AxisKey, ...], IntArray]] = []
         self.prices: list[Price] = []
         self.norms: dict[str, str] = {}
-        self.without_rule: Counter[str] = Counter()
+        self.without_rule: dict[str, list[IntArray]] = defaultdict(list)
         self.touched: set[str] = set()
         self.misused: dict[str, str] = {}
         self.read_as_weights: set[str] = set()
@@ -251,6 +254,12 @@ class Facts:
         if labels.numel():
             channels = np.unique(ids_of(labels).numpy())
             self.locks.append((channels[channels >= 0], reason))
+
+    def lock_without_rule(self, labels: Sequence[Tensor], operator: str) -> None:
+        """Record a call of an operator without a rule, and that the labelled channels it touches must all stay."""
+        self.without_rule[operator].append(np.concatenate([ids_of(label).flatten().numpy() for label in labels]))
+        for label in labels:
+            self.lock(label, f"enters {operator} in {self.place()}")
 
     def tie(self, parts: Sequence[Tensor], operator: str, *, rows: int = 0) -> None:
         """Record that the parts must lose the same number of entries; parts without labels lock the others.

@@ -119,10 +119,13 @@ class TraceReport:
 
     Attributes:
         operators_without_rule: Operator name to the number of calls that locked something.
+        operators_at_outputs: Those of them that touched only channels which reach the model's output: these are locked
+            whatever a rule would say.
         untraced_parameters: Parameters that no traced forward touched.
     """
 
     operators_without_rule: Mapping[str, int] = field(default_factory=dict)
+    operators_at_outputs: tuple[str, ...] = ()
     untraced_parameters: tuple[str, ...] = ()
 
 

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from yolo_prune.channels.assemble import assemble
-from yolo_prune.channels.facts import CountTie, Facts, Host
+from yolo_prune.channels.facts import OUTPUT, CountTie, Facts, Host
 from yolo_prune.channels.graph import ChannelGraph
 from yolo_prune.channels.rules import RULES, without_rule
 from yolo_prune.errors import TraceError
@@ -133,7 +133,7 @@ def _run(facts: Facts, model: nn.Module, example: Tensor, *, training: bool) -> 
     for leaf in output_tensors(facts.host.outputs(result)):
         label = facts.label(leaf)
         if label is not None:
-            facts.lock(label, "reaches the model's output")
+            facts.lock(label, OUTPUT)
     facts.forget_activations()
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yolo_prune.channels import ChannelGraph
+from yolo_prune.channels import ChannelGraph, ChannelGroup
 from yolo_prune.configuration import json_setting, setting
+from yolo_prune.files import require_new_outputs
 from yolo_prune.hosts.ultralytics.checkpoints import load_model
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.hosts.ultralytics.surgery import trace_model
+from yolo_prune.pipeline.picture import picture_of
 from yolo_prune.report import quantity, render
+from yolo_prune.report.groups import GroupRow, Member, shortened
+from yolo_prune.report.picture import write_picture
 
 
 @dataclass(kw_only=True)
@@ -22,30 +27,8 @@ class InspectConfig:
 
     model: str = setting(help="checkpoint (.pt) or a yaml name of the host, e.g. yolov8n.yaml")
     imgsz: int = setting(640, help="image side at which MACs are counted", unit="px")
+    picture: str | None = setting(None, help="also draw the channel graph into this HTML file; must not exist")
     json: str | None = json_setting("the table")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupRow:
-    """One channel group.
-
-    Attributes:
-        name: The group's name.
-        width: Its channels.
-        tensors: How many tensors a channel of it cuts.
-        lock: Why it cannot be cut; empty if it can.
-        ties: Where it needs the same count as another group.
-        macs_per_channel: MACs that removing one channel frees.
-        params_per_channel: Parameters that removing one channel frees.
-    """
-
-    name: str
-    width: int
-    tensors: int
-    lock: str
-    ties: tuple[str, ...]
-    macs_per_channel: int
-    params_per_channel: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,58 +42,77 @@ class Inspection:
     prunable_macs_share: float
     rows: tuple[GroupRow, ...]
     operators_without_rule: dict[str, int]
+    operators_at_outputs: tuple[str, ...]
     untraced_parameters: tuple[str, ...]
+    picture: str | None
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
-        return {**vars(self), "rows": [vars(row) for row in self.rows]}
+        return asdict(self)
 
     def table(self) -> str:
         """Return the groups, then what is locked and why."""
         cells = [
-            [row.name, str(row.width), str(row.tensors), quantity(row.macs_per_channel),
-             quantity(row.params_per_channel), "locked" if row.lock else "tied" if row.ties else "free"]
+            [row.name, str(row.width), str(len(row.tensors())), quantity(row.macs_per_channel),
+             quantity(row.params_per_channel), row.state, shortened(row.layers(), at_most=3)]
             for row in self.rows
         ]  # fmt: skip
-        columns = ["channel group", "width", "tensors", "MACs/channel", "params/channel", "may be cut"]
-        lines = [render(columns, cells), self._totals()]
+        columns = ["channel group", "width", "tensors", "MACs/channel", "params/channel", "may be cut", "members"]
+        lines = [render(columns, cells, words=["members"]), f"{self.totals()}\n"]
         reasons = Counter[str]()
         for row in self.rows:
             reasons[row.lock] += row.width
         lines += [f"locked: {reason} (channels: {count})\n" for reason, count in reasons.items() if reason]
         ties = dict.fromkeys(tie for row in self.rows for tie in row.ties)
         lines += [f"tied: {tie}\n" for tie in ties]
-        lines += [f"no rule: {operator} (calls: {calls})\n" for operator, calls in self.operators_without_rule.items()]
+        lines += self._without_rule()
         lines += [f"never traced: {name}\n" for name in self.untraced_parameters]
+        lines += [f"picture: {self.picture}\n"] if self.picture else []
         return "".join(lines)
 
-    def _totals(self) -> str:
+    def totals(self) -> str:
+        """Return what the whole model costs, in a line."""
         return (
             f"{self.model}: {quantity(self.macs)} MACs at {self.imgsz_px} px, {quantity(self.params)} parameters, "
-            f"{self.prunable_macs_share:.1%} of the MACs can be pruned\n"
+            f"{self.prunable_macs_share:.1%} of the MACs can be pruned"
         )
+
+    def _without_rule(self) -> list[str]:
+        """Name the operators without a rule, and those whose rule would free no channel that they touched."""
+        harmless = ", but it touched only channels that reach the model's output, which are locked in any case"
+        return [
+            f"no rule: {operator} (calls: {calls}){harmless if operator in self.operators_at_outputs else ''}\n"
+            for operator, calls in self.operators_without_rule.items()
+        ]
 
 
 def inspect(config: InspectConfig) -> Inspection:
-    """Trace a model and describe its channel groups.
+    """Trace a model and describe its channel groups; draw them if asked for.
 
     Raises:
-        YoloPruneError: The model cannot be read or traced.
+        YoloPruneError: The model cannot be read or traced, or the picture cannot be written.
     """
+    require_new_outputs({"picture": config.picture, "json": config.json})
     model: Any = load_model(config.model)
     require_imgsz(config.imgsz, stride=int(model.stride.max()))
     graph = trace_model(model)
     widths = graph.widths()
-    return Inspection(
+    inspection = Inspection(
         model=config.model,
         imgsz_px=config.imgsz,
         macs=round(float(graph.cost.macs(widths, imgsz_px=config.imgsz))),
         params=round(float(graph.cost.params(widths))),
         prunable_macs_share=prunable_macs_share(graph, imgsz_px=config.imgsz),
-        rows=tuple(_rows(graph, config.imgsz)),
+        rows=group_rows(graph, imgsz_px=config.imgsz),
         operators_without_rule=dict(graph.report.operators_without_rule),
+        operators_at_outputs=graph.report.operators_at_outputs,
         untraced_parameters=graph.report.untraced_parameters,
+        picture=config.picture,
     )
+    if config.picture:
+        picture = picture_of(model, graph, inspection.rows, title=config.model, summary=inspection.totals())
+        write_picture(Path(config.picture), picture)
+    return inspection
 
 
 def prunable_macs_share(graph: ChannelGraph, *, imgsz_px: int) -> float:
@@ -119,20 +121,30 @@ def prunable_macs_share(graph: ChannelGraph, *, imgsz_px: int) -> float:
     return 1.0 - float(graph.cost.macs(rest, imgsz_px=imgsz_px) / graph.cost.macs(graph.widths(), imgsz_px=imgsz_px))
 
 
-def _rows(graph: ChannelGraph, imgsz_px: int) -> list[GroupRow]:
+def group_rows(graph: ChannelGraph, *, imgsz_px: int) -> tuple[GroupRow, ...]:
+    """Return one record per channel group, in the order of the graph's groups."""
     widths, size = graph.widths(), len(graph.groups)
     one_less = widths - np.eye(size, dtype=np.int64)
     macs = graph.cost.macs(widths, imgsz_px=imgsz_px) - graph.cost.macs(one_less, imgsz_px=imgsz_px)
     params = graph.cost.params(widths) - graph.cost.params(one_less)
-    return [
+    return tuple(
         GroupRow(
             name=group.name,
             width=group.width,
-            tensors=len({name for name, _ in group.axes}),
+            members=_members(graph, group),
             lock=group.lock,
             ties=tuple(tie.where for tie in graph.ties if index in tie.members()),
             macs_per_channel=round(float(macs[index])),
             params_per_channel=round(float(params[index])),
         )
         for index, group in enumerate(graph.groups)
-    ]
+    )
+
+
+def _members(graph: ChannelGraph, group: ChannelGroup) -> tuple[Member, ...]:
+    """Return the axes of a group; each of its channels takes as many entries of them as the first."""
+    first = group.channels[0]
+    return tuple(
+        Member(tensor=name, dim=dim, entries_per_channel=int((graph.axes[name, dim].channels == first).sum()))
+        for name, dim in group.axes
+    )

@@ -12,7 +12,7 @@ from yolo_prune.allocation import ATTENTION, PATHS, Allocation, Budget, Constrai
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.errors import ConfigError
-from yolo_prune.files import refuse_existing
+from yolo_prune.files import require_new_outputs
 from yolo_prune.hosts.ultralytics.checkpoints import Checkpoint, read_checkpoint, write_slim
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
@@ -101,7 +101,7 @@ def prune(config: PruneConfig) -> PruneResult:
         YoloPruneError: Bad input (nothing is written), or a proof that failed (nothing is written).
     """
     out = Path(config.out)
-    _require_new_and_distinct([out, *(Path(name) for name in (config.save_plan, config.json) if name)])
+    require_new_outputs({"out": config.out, "save_plan": config.save_plan, "json": config.json})
     chosen = None if config.plan else choices(config)
     if config.plan and (config.target_macs is not None or config.target_params is not None):
         raise ConfigError("plan= together with a target", expected="one of them: a plan holds every choice already")
@@ -123,14 +123,6 @@ def prune(config: PruneConfig) -> PruneResult:
     kept = graph.kept_widths(keep)
     widths = [(group.name, group.width, int(size)) for group, size in zip(graph.groups, kept, strict=True)]
     return PruneResult(out=out, plan=plan, verification=proof, widths=widths, folding=folding)
-
-
-def _require_new_and_distinct(paths: list[Path]) -> None:
-    """Refuse outputs that exist or that would overwrite each other."""
-    if len({path.absolute() for path in paths}) < len(paths):
-        raise ConfigError("two outputs have the same path", expected="a file of its own for out=, save_plan= and json=")
-    for path in paths:
-        refuse_existing(path)
 
 
 def make_plan(

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 
-def render(columns: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
+def render(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool = False, words: Container[str] = ()
+) -> str:
     """Render a table.
 
     Args:
         columns: Headings; the first column is aligned left, the others right.
         rows: Cells, one per column.
         markdown: Markdown instead of lines drawn for a terminal.
+        words: Further columns that are aligned left.
     """
     table = Table(box=box.MARKDOWN if markdown else box.SIMPLE_HEAD, show_edge=markdown, pad_edge=markdown)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        table.add_column(column, justify="left" if index == 0 or column in words else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     stream = io.StringIO()

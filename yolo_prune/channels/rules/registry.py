@@ -31,12 +31,9 @@ def rule(*operators: Any) -> Callable[[Rule], Rule]:
 
 def without_rule(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:  # noqa: ARG001
     """Lock what an operator without a rule touches; its results belong to no channel."""
-    labels = [facts.label(leaf) for leaf in tree_leaves((list(args), kwargs))]
-    if any(label is not None for label in labels):
-        facts.without_rule[str(func.overloadpacket)] += 1
-    for label in labels:
-        if label is not None:
-            facts.lock(label, f"enters {func.overloadpacket} in {facts.place()}")
+    labels = [label for leaf in tree_leaves((list(args), kwargs)) if (label := facts.label(leaf)) is not None]
+    if labels:
+        facts.lock_without_rule(labels, str(func.overloadpacket))
 
 
 def pass_on(facts: Facts, source: Any, target: Tensor) -> None:
