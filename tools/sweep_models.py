@@ -12,6 +12,7 @@ sweeps can share a folder (part=1 of=2 beside part=2 of=2).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -51,6 +52,8 @@ TOLERANCE = 1e-3
 
 NOT_EXPORTED = ("yolov8-world",)
 """Families that the host exports in no format."""
+
+RECORD = ROOT / "tools" / "records" / "coverage.json"
 
 ENGINE = ("channels", "allocation", "surgery", "hosts/ultralytics/blocks.py", "hosts/ultralytics/surgery.py")
 
@@ -122,12 +125,13 @@ def sweep_model(case: Case, plans: int) -> dict[str, Any]:
         graph = trace_model(model)
         record |= describe(graph)
         proofs = verifier(model, graph)
+        spared = without_gradient(copy.deepcopy(model), trace_side(model))
         for seed in range(plans):
             keep = random_keep(graph, seed, heads=seed % 5 == 4)
             slim = slim_copy(model, graph, keep)
             proof = proofs.verify(slim, keep).require()
             record["max_abs_error"] = max(record["max_abs_error"], proof.max_abs_error)
-            require_gradients(slim, trace_side(model))
+            require_gradients(slim, trace_side(model), spared)
             if seed == 0:
                 record["onnx_max_rel"] = deploy(case, model, graph, keep, slim)
             record["plans"] += 1
@@ -165,29 +169,30 @@ def _without_place(lock: str) -> str:
     return lock.split(" in model.")[0]
 
 
-def require_gradients(slim: Any, side_px: int) -> None:
-    """Run a backward pass of a slim model and refuse parameters that it did not reach but would have in the dense one.
-
-    Raises:
-        VerificationError: A parameter got no gradient.
-    """
-    trained = slim.train().requires_grad_(True)
+def without_gradient(model: Any, side_px: int) -> set[str]:
+    """Run one forward and backward pass in training mode and return the parameters that it does not reach."""
+    trained = model.train().requires_grad_(True)
     outputs = [leaf for leaf in tree_leaves(trained(torch.rand(2, 3, side_px, side_px))) if _differentiable(leaf)]
     torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
-    without = [name for name, tensor in trained.named_parameters() if tensor.grad is None and not _spared(name)]
-    slim.zero_grad(set_to_none=True)
-    slim.eval()
-    if without:
-        raise VerificationError(f"{len(without)} parameters got no gradient, first '{without[0]}'", expected="all")
+    unreached = {name for name, tensor in trained.named_parameters() if tensor.grad is None}
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    return unreached
 
 
 def _differentiable(leaf: object) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.requires_grad
 
 
-def _spared(name: str) -> bool:
-    """Return whether a parameter gets its gradient from the loss only, or none at all, in the dense model as well."""
-    return any(word in name for word in (".dfl.", "flow_model", "reprta", "savpe", "denoising_class_embed"))
+def require_gradients(slim: Any, side_px: int, spared: set[str]) -> None:
+    """Refuse a slim model in which a backward pass misses parameters that it reaches in the dense one.
+
+    Raises:
+        VerificationError: A parameter got no gradient.
+    """
+    missed = sorted(without_gradient(slim, side_px) - spared)
+    if missed:
+        raise VerificationError(f"{len(missed)} parameters got no gradient, first '{missed[0]}'", expected="all")
 
 
 def deploy(case: Case, model: Any, graph: ChannelGraph, keep: BoolArray, slim: Any) -> float | None:
@@ -295,7 +300,7 @@ def sweep(config: SweepConfig) -> Coverage:
     for number, case in enumerate(chosen):
         file = Path(config.out) / f"{case.name}.json"
         plans = config.large_plans if case.scale not in ("n", "t", "s") else config.plans
-        if number % config.of != config.part - 1 or _is_done(file, plans):
+        if number % config.of != config.part - 1 or _is_done(file, case.name, plans):
             continue
         record = sweep_model(case, plans)
         write_json(file, record, replace=True)
@@ -303,16 +308,23 @@ def sweep(config: SweepConfig) -> Coverage:
         print(
             f"[{number + 1}/{len(chosen)}] {case.name}: {verdict}, {record['seconds']} s", file=sys.stderr, flush=True
         )
-    files = [Path(config.out) / f"{name}.json" for name in cases]
-    return Coverage(records={file.stem: json.loads(file.read_text()) for file in files if file.is_file()})
+    found = {name: _record(Path(config.out) / f"{name}.json", name) for name in cases}
+    return Coverage(records={name: record for name, record in found.items() if record})
 
 
-def _is_done(file: Path, plans: int) -> bool:
+def _record(file: Path, name: str) -> dict[str, Any] | None:
+    """Return what is known of a model: from this sweep's folder, or else from the record that README shows."""
+    if file.is_file():
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    shown = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
+    return shown.get(name)
+
+
+def _is_done(file: Path, name: str, plans: int) -> bool:
     """Return whether a model was swept with this code of the engine and as many plans."""
-    if not file.is_file():
-        return False
-    record = json.loads(file.read_text(encoding="utf-8"))
-    return bool(record["engine"] == engine_hash() and record["wished"] >= plans and not record["failure"])
+    record = _record(file, name)
+    return bool(record and record["engine"] == engine_hash() and record["plans"] >= plans and not record["failure"])
 
 
 def main() -> int:

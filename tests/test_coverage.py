@@ -1,0 +1,72 @@
+"""A sample of `tools/sweep_models.py` that meets every block of every yaml; the whole sweep is a tool, run apart."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from model_cases import Case, all_cases
+from sweep_models import TOLERANCE as ONNX_TOLERANCE
+from sweep_models import Coverage, sweep_model
+
+from yolo_prune.surgery import TOLERANCE
+
+CASES = {case.name: case for case in all_cases()}
+PLANS = {
+    "yolov3-tiny": 3, "yolov3-spp": 1, "yolov5n": 5, "yolov6n": 5, "yolov8n-ghost": 5, "yolov8n-world": 3,
+    "yolov8n-pose-p6": 3, "yolov8n-cls-resnet101": 2, "yolov8-mobilenetv3": 5, "yolov8-resnet18": 3, "yolov9t": 5,
+    "yolov9e-seg": 1, "yolov10n": 5, "yolo11n-seg": 5, "yolo12n-obb": 5, "yolo26n-p2": 3, "yolo26n-obb": 5,
+    "yolo26n-pose": 5, "yolo26n-seg": 5, "yoloe-11n": 3, "yoloe-11n-seg": 1, "yoloe-26n-seg": 1, "rtdetr-l": 1,
+}  # fmt: skip
+"""Plans of each model of the sample."""
+
+FAMILIES_OF_95_PERCENT = ("yolov8n", "yolov8s", "yolo11n", "yolo12n", "yolo26n")
+
+
+def blocks(case: Case) -> set[str]:
+    """Return the blocks that a yaml lists."""
+    content = yaml.safe_load(case.yaml.read_text(encoding="utf-8"))
+    return {str(layer[2]) for layer in content["backbone"] + content["head"]}
+
+
+def test_the_sample_meets_every_block() -> None:
+    everything = set().union(*(blocks(case) for case in CASES.values()))
+    assert everything == set().union(*(blocks(CASES[name]) for name in PLANS))
+    assert len(everything) >= 50
+    assert len(CASES) >= 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANS)
+def test_the_laws_hold_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.socket.connect", _refused)  # YOLOE's host code looks for text models on the network
+    record = sweep_model(CASES[name], PLANS[name])
+    assert record["failure"] == ""
+    assert record["plans"] == PLANS[name]
+    assert 0.0 < record["max_abs_error"] <= TOLERANCE
+    assert record["onnx_max_rel"] is None or 0.0 < record["onnx_max_rel"] <= ONNX_TOLERANCE
+    assert 0.4 <= record["prunable_macs"] <= 1.0
+    assert record["macs_640"] > 0
+
+
+def _refused(*_: object) -> None:
+    raise OSError("tests stay off the network")
+
+
+@pytest.mark.parametrize("name", FAMILIES_OF_95_PERCENT)
+def test_at_least_95_percent_of_the_macs_can_go(name: str) -> None:
+    from yolo_prune.hosts.ultralytics.checkpoints import build_from_yaml
+    from yolo_prune.hosts.ultralytics.surgery import trace_model
+    from yolo_prune.pipeline.inspect import prunable_macs_share
+
+    graph = trace_model(build_from_yaml(f"{name}.yaml"))
+    assert prunable_macs_share(graph, imgsz_px=640) >= 0.95
+
+
+def test_a_failure_is_a_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(source: str) -> None:
+        raise ValueError(f"no {source}\nand more")
+
+    monkeypatch.setattr("sweep_models.build_lively", broken)
+    record = sweep_model(CASES["yolov8n"], 2)
+    assert record["failure"] == "ValueError: no yolov8n.yaml"
+    assert "fails: n" in Coverage(records={"yolov8n": record}).table()
