@@ -17,7 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # processes that tests start
 os.environ.pop("ULTRALYTICS_SAFE_LOAD", None)  # the guards of yolo_prune have to hold without it
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "datasets"))  # scripts, not a package
+sys.path[:0] = [str(ROOT / "datasets"), str(ROOT / "tools")]  # scripts, not packages
 
 import matplotlib  # noqa: E402
 import pytest  # noqa: E402
