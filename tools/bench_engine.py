@@ -1,120 +1,86 @@
-"""Time and memory of the engine: trace + groups + plan + apply, each model in a process of its own.
+"""Time and memory of the engine, beside Torch-Pruning's.
 
-python tools/bench_engine.py [models=[yolov8n,yolov8x]] [repeats=5] [json=FILE]
+python tools/bench_engine.py [models=[yolov8n,yolov8x]] [repeats=5] [peer=false] [json=FILE]
 
-Memory is the peak of the whole process, interpreter, libraries and dense model included, before the proof (verify),
-which is timed apart.
+Ours is trace, groups, one global plan by L2 magnitude for half the MACs, and apply; theirs is the nearest that
+Torch-Pruning offers (see `torch_pruning_peer.py`). Each run is a process of its own and the two take turns. What is not
+timed, alike for both: imports, building the model, and what torch loads on first use, which is shown apart.
+Torch-Pruning gets the model as it comes and, where it fails on that, the model with C2f split. A failure is a row of
+the table and is not repeated. Linux only. The host's yolov5n.yaml to yolov5x.yaml build yolov5nu to yolov5xu.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
-import resource
-import statistics
-import subprocess
+import importlib.util
 import sys
-import time
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
-from yolo_prune.cli import execute, report
-from yolo_prune.configuration import parse, setting
+from engine_figures import AS_IT_IS, OURS, SPLIT, EngineFigures, failure
+from measured_job import Job, Outcome, outcome_of
+
+from yolo_prune.cli import execute, script
+from yolo_prune.configuration import json_setting, setting
 from yolo_prune.errors import YoloPruneError
-from yolo_prune.report import render
+from yolo_prune.export.machine import describe_machine
+
+HERE = Path(__file__).parent
+MODELS = [*(f"yolov5{scale}" for scale in "nsmlx"), *(f"yolov8{scale}" for scale in "nsmlx"), "yolo11n", "yolo26n"]
 
 
 @dataclasses.dataclass(kw_only=True)
 class BenchConfig:
     """Settings of the benchmark."""
 
-    models: list[str] = setting(["yolov8n", "yolov8s", "yolov8m", "yolov8l", "yolov8x"], help="yaml names, no suffix")
-    repeats: int = setting(5, help="timed repetitions a model, each in a process of its own")
-    json: str | None = setting(None, help="also write every figure to this JSON file; must not exist")
+    models: list[str] = setting(MODELS, help="yaml names, no suffix")
+    repeats: int = setting(5, help="turns, each of one process a model and side")
+    peer: bool = setting(True, help="also measure Torch-Pruning")
+    threads: int = setting(1, help="threads of torch")
+    limit_s: float = setting(120.0, help="longest that a job may take", unit="s")
+    limit_gb: float = setting(12.0, help="most memory that a process may hold", unit="GB")
+    json: str | None = json_setting("every figure")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EngineTimes:
-    """Figures of every process, by model."""
+def bench(config: BenchConfig) -> EngineFigures:
+    """Measure all models in turns, so that a slow minute of the machine hits all of them.
 
-    figures: dict[str, list[dict[str, float]]]
-
-    def to_json(self) -> dict[str, object]:
-        """Return the figures as plain values."""
-        return dict(self.figures)
-
-    def table(self, *, markdown: bool = False) -> str:
-        """Return the median of every figure, one row a model."""
-        keys = list(next(iter(self.figures.values()))[0])
-        rows = [
-            [name, *(f"{statistics.median(run[key] for run in runs):.2f}" for key in keys)]
-            for name, runs in self.figures.items()
-        ]
-        return render(["model", *keys], rows, markdown=markdown)
-
-
-def measure(name: str) -> dict[str, float]:
-    """Time one model in this process."""
-    from yolo_prune.allocation import Allocation, Budget, allocate
-    from yolo_prune.hosts.ultralytics.checkpoints import build_from_yaml
-    from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
-    from yolo_prune.importance import CRITERIA, score_channels
-
-    model = build_from_yaml(f"{name}.yaml")
-    marks = [time.perf_counter()]
-    trace_model(build_from_yaml("yolov8n.yaml"))  # what torch loads and prepares on first use is shown apart
-    first_use_s = time.perf_counter() - marks.pop()
-    marks = [time.perf_counter()]
-    graph = trace_model(model)
-    marks.append(time.perf_counter())
-    scores = score_channels(graph, dict(model.state_dict()), CRITERIA["l2"])
-    keep = allocate(graph, scores, Budget(unit="macs", ratio=0.5), Allocation())
-    marks.append(time.perf_counter())
-    slim = slim_copy(model, graph, keep)
-    marks.append(time.perf_counter())
-    memory = peak_gb()
-    verifier(model, graph).verify(slim, keep).require()
-    marks.append(time.perf_counter())
-    trace_s, plan_s, apply_s, verify_s = (after - earlier for earlier, after in itertools.pairwise(marks))
-    return {
-        "first use s": first_use_s,
-        "trace s": trace_s,
-        "plan s": plan_s,
-        "apply s": apply_s,
-        "engine s": trace_s + plan_s + apply_s,
-        "verify s": verify_s,
-        "peak GB": memory,
-    }
-
-
-def peak_gb() -> float:
-    """Return the peak resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
-def bench(config: BenchConfig) -> EngineTimes:
-    """Measure all models in turns, so that a slow minute of the machine hits all of them."""
-    figures: dict[str, list[dict[str, float]]] = {name: [] for name in config.models}
+    Raises:
+        YoloPruneError: Torch-Pruning is asked for and not installed.
+    """
+    if config.peer and importlib.util.find_spec("torch_pruning") is None:
+        raise YoloPruneError(
+            "package 'torch-pruning' is not installed",
+            expected="it, to measure it too",
+            remedy="pip install torch-pruning==1.6.1, or peer=false",
+        )
+    models: dict[str, dict[str, list[Outcome]]] = {name: {} for name in config.models}
     for turn in range(config.repeats):
-        for name in config.models:
-            command = [sys.executable, str(Path(__file__)), "measure", name]
-            answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            figures[name].append(json.loads(answer.strip().splitlines()[-1]))
-            print(f"[{turn + 1}/{config.repeats}] {name}: {figures[name][-1]['engine s']:.2f} s", file=sys.stderr)
-    return EngineTimes(figures=figures)
+        for name, sides in models.items():
+            for side in due(sides, peer=config.peer):
+                outcome = run(config, name, side)
+                sides.setdefault(side, []).append(outcome)
+                said = outcome.get("failure") or f"{outcome['seconds']:.2f} s"
+                print(f"[{turn + 1}/{config.repeats}] {name}, {side}: {said}", file=sys.stderr, flush=True)
+    packages = ("torch", "ultralytics", *(["torch-pruning"] if config.peer else []))
+    machine = describe_machine({package: version(package) for package in packages})
+    return EngineFigures(machine=dataclasses.asdict(machine), threads=config.threads, models=models)
 
 
-def main() -> int:
-    """Run the benchmark; returns the exit code."""
-    if sys.argv[1:2] == ["measure"]:
-        print(json.dumps(measure(sys.argv[2])))
-        return 0
-    try:
-        print(execute(bench, parse(BenchConfig, sys.argv[1:])[0]), end="")
-    except YoloPruneError as error:
-        return report(error, debug=False)
-    return 0
+def due(sides: dict[str, list[Outcome]], *, peer: bool) -> Iterator[str]:
+    """Yield the sides of a model that have a run in this turn: none that failed, and the split once it is needed."""
+    order = (OURS, AS_IT_IS) if peer else (OURS,)
+    yield from (side for side in order if not failure(sides.get(side, ())))
+    if failure(sides.get(AS_IT_IS, ())) and not failure(sides.get(SPLIT, ())):
+        yield SPLIT
+
+
+def run(config: BenchConfig, name: str, side: str) -> Outcome:
+    """Measure one side of one model once."""
+    job = Job(model=name, threads=config.threads, limit_s=config.limit_s, limit_gb=config.limit_gb, split=side == SPLIT)
+    return outcome_of(HERE / ("engine_job.py" if side == OURS else "torch_pruning_peer.py"), job)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script("Time and memory of the engine.", BenchConfig, lambda config: execute(bench, config)))

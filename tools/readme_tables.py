@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_engine import EngineTimes
+from engine_figures import EngineFigures
 
 from yolo_prune.cli import script
 from yolo_prune.configuration import setting
@@ -47,11 +47,7 @@ def render_record(name: str) -> str:
         known = ", ".join(sorted(file.stem for file in RECORDS.glob("*.json")))
         raise ConfigError(f"README names record '{name}'", expected=f"one of: {known}")
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return (
-        summarize(record, markdown=True)
-        if "evaluations" in record
-        else EngineTimes(figures=record).table(markdown=True)
-    )
+    return summarize(record, markdown=True) if "evaluations" in record else EngineFigures(**record).table(markdown=True)
 
 
 def filled(text: str) -> str:
