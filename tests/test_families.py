@@ -15,13 +15,14 @@ from models import CASES, SMALL, lively
 from random_plans import random_keep
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.modules.block import C2PSA, PSA, C2f, RepNCSPELAN4
 
 from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.hosts.ultralytics.checkpoints import Checkpoint, widths, write_slim
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.plan import plan_from_keep
-from yolo_prune.surgery import TOLERANCE
+from yolo_prune.surgery import TOLERANCE, counted_macs
 
 PLANS = {"n": 50, "t": 50, "s": 10}
 """Random plans by scale; YOLO_PRUNE_PLANS=50 proves, and loads in stock Ultralytics, as many on every scale."""
@@ -124,14 +125,20 @@ def test_one_step_of_training_runs_on_the_slim_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_macs_at_640_px_are_what_is_counted_there(name: str) -> None:
-    from yolo_prune.surgery import counted_macs
-
     model = lively(name)
     graph = trace_model(model)
     keep = random_keep(graph, 3)
     slim = slim_copy(model, graph, keep)
     counted = counted_macs(slim.fuse(verbose=False), torch.zeros(1, 3, 640, 640))
     assert int(graph.cost.macs(graph.kept_widths(keep), imgsz_px=640)) == counted
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_macs_are_those_of_torchs_own_counter(name: str) -> None:
+    model, image = lively(name), torch.zeros(1, 3, 128, 128)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    assert counted_macs(model, image) == counter.get_total_flops() // 2
 
 
 def _plan(graph: ChannelGraph, keep: BoolArray):

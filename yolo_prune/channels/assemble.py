@@ -97,9 +97,9 @@ def _solved_ties(facts: Facts, channel_of: IntArray) -> list[SolvedTie]:
 
 
 def _lock_reasons(facts: Facts, channel_of: IntArray, count: int) -> list[str]:
-    """Return why each channel is locked; empty where it is free. The first reason found is kept."""
+    """Return why each channel is locked; empty where it is free. The plainest reason is kept, else the first found."""
     reasons = [""] * count
-    for ids, reason in facts.locks:
+    for ids, reason in sorted(facts.locks, key=lambda lock: lock[1] != OUTPUT):
         for channel in np.unique(channel_of[ids]):
             reasons[channel] = reasons[channel] or reason
     return reasons

@@ -7,17 +7,17 @@ recorded as arrays and solved once, at the end (`channels.assemble`).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.module_tracker import ModuleTracker
 
 from yolo_prune.channels.graph import AxisKey, IntArray, Role
-from yolo_prune.channels.labels import ids as ids_of
+from yolo_prune.channels.labels import IDS, ids, spread
+from yolo_prune.channels.running import RunningModule
 from yolo_prune.errors import TraceError
 
 OUTPUT = "reaches the model's output"
@@ -110,9 +110,9 @@ class Facts:
         self.parameters = dict(model.named_parameters())
         named = [*self.parameters.items(), *model.named_buffers()]
         self.names = {id(tensor): name for name, tensor in named}
-        self.tracker = ModuleTracker()
+        self.running = RunningModule(self.modules)
         self.costing = False
-        self.calls = 0
+        self.calls: list[int] = []  # MACs of each priced call of inference
         self.axes: dict[AxisKey, Slices] = {}
         self.id_count = 0
         self.equalities: list[tuple[IntArray, IntArray]] = []
@@ -129,12 +129,14 @@ class Facts:
         self._labels: dict[int, Tensor] = {}
         self._views: dict[int, str] = {}
         self._alive: list[Tensor] = []
-        self._told: dict[AxisKey, Tensor] = {}
+        self._planes: dict[int, tuple[Tensor, Tensor]] = {}
+        self._calls: dict[Hashable, int] = {}
+        self._labels_of_calls: dict[int, list[Tensor | None]] = {}
 
     # Where we are ---------------------------------------------------------------------------------------------------
     def path(self) -> str:
         """Return the path of the innermost running module; empty in the root."""
-        return max(self.tracker.parents, key=len).partition(".")[2]
+        return self.running.path
 
     def place(self) -> str:
         """Return the same for a reader."""
@@ -220,6 +222,36 @@ class Facts:
         self._labels[id(tensor)] = label
         self._alive.append(tensor)
 
+    def set_planes(self, tensor: Tensor, channels: Tensor) -> None:
+        """Give an activation one label a plane, from labels of shape (C,) along dim 1."""
+        label = spread(channels, tensor)
+        self._planes[id(label)] = (label, channels)
+        self.set_label(tensor, label)
+
+    def planes(self, label: Tensor) -> Tensor | None:
+        """Return the labels along dim 1, shape (C,), of a companion that is known to have one label a plane."""
+        known = self._planes.get(id(label))
+        return None if known is None else known[1]
+
+    def number(self, signature: Hashable) -> int:
+        """Return the number of a call: the same for the same operator on what the same calls gave."""
+        return self._calls.setdefault(signature, len(self._calls))
+
+    def remember(self, call: int | None, results: Sequence[Tensor]) -> None:
+        """Keep the labels of a call's results."""
+        if call is not None:
+            self._labels_of_calls[call] = [self._labels.get(id(value)) for value in results]
+
+    def recall(self, call: int | None, results: Sequence[Tensor]) -> bool:
+        """Give a call's results the labels that an equal call's got; return whether there was one."""
+        known = None if call is None else self._labels_of_calls.get(call)
+        if known is None:
+            return False
+        for value, label in zip(results, known, strict=True):
+            if label is not None:
+                self.set_label(value, label)
+        return True
+
     # Facts about slices ---------------------------------------------------------------------------------------------
     def axis(self, name: str, dim: int, size: int, role: Role, *, groups: int = 1) -> Tensor:
         """Return the ids of an axis, shape (size,), naming them on first sight."""
@@ -230,34 +262,45 @@ class Facts:
             self.id_count += size
         return self.axes[key].ids()
 
-    def is_news(self, axis: AxisKey, channels: Tensor) -> bool:
-        """Return whether an axis was not yet tied to these labels: the second forward mostly repeats the first."""
-        if axis in self._told and torch.equal(self._told[axis], channels):
-            return False
-        self._told[axis] = channels
-        return True
-
     def owner(self, first_id: int) -> str | None:
         """Return the tensor whose axis starts at an id."""
         return self._owners.get(first_id)
 
     def equate(self, first: Tensor, second: Tensor) -> None:
         """Record that labels of one shape name the same channels, entry by entry, where both name one."""
-        first, second = ids_of(first), ids_of(second)
-        different = (first != second) & (first >= 0) & (second >= 0)
-        if different.any():
-            pairs = torch.stack([first[different], second[different]]).numpy()
-            self.equalities.append((pairs[0], pairs[1]))
+        one, other = first.numpy(), second.numpy()
+        named = (one >= 0) & (other >= 0)
+        if named.all():
+            self.equalities.append((one.ravel() & IDS, other.ravel() & IDS))
+        elif named.any():
+            self.equalities.append((one[named] & IDS, other[named] & IDS))
+
+    def equate_axis(self, axis: AxisKey, labels: Tensor, otherwise: str) -> None:
+        """Record which channels the entries of an axis belong to; those without one are locked.
+
+        Args:
+            axis: An axis that has a name.
+            labels: Shape (size of the axis,).
+            otherwise: Why entries without a channel are locked.
+        """
+        slices, channels = self.axes[axis], labels.numpy()
+        entries = np.arange(slices.start, slices.start + slices.size)
+        named = channels >= 0
+        if named.all():
+            self.equalities.append((entries, channels & IDS))
+        else:
+            self.equalities.append((entries[named], channels[named] & IDS))
+            self.locks.append((entries[~named], otherwise))
 
     def lock(self, labels: Tensor, reason: str) -> None:
         """Record that the labelled channels must all stay."""
         if labels.numel():
-            channels = np.unique(ids_of(labels).numpy())
-            self.locks.append((channels[channels >= 0], reason))
+            channels = np.unique(labels.numpy())
+            self.locks.append((channels[channels >= 0] & IDS, reason))
 
     def lock_without_rule(self, labels: Sequence[Tensor], operator: str) -> None:
         """Record a call of an operator without a rule, and that the labelled channels it touches must all stay."""
-        self.without_rule[operator].append(np.concatenate([ids_of(label).flatten().numpy() for label in labels]))
+        self.without_rule[operator].append(np.concatenate([ids(label).flatten().numpy() for label in labels]))
         for label in labels:
             self.lock(label, f"enters {operator} in {self.place()}")
 
@@ -274,7 +317,7 @@ class Facts:
             for part in parts:
                 self.lock(part, f"{where} mixes channels with unlabelled values")
             return
-        self.ties.append(CountTie(tuple(ids_of(part).numpy() for part in parts), where, rows))
+        self.ties.append(CountTie(tuple(part.numpy() & IDS for part in parts), where, rows))
 
     def price(self, coef: int, sizes: Sequence[AxisKey | Tensor], area_power: int | None) -> None:
         """Record what an operator of the deployed network costs.
@@ -286,11 +329,11 @@ class Facts:
         """
         if self.costing and not self.host.training_only(self.path()):
             counted = tuple(
-                ids_of(size.flatten()).numpy() if isinstance(size, Tensor) else size
+                ids(size.flatten()).numpy() if isinstance(size, Tensor) else size
                 for size in sizes
                 if isinstance(size, Tensor) or size in self.axes
             )
-            self.prices.append(Price(coef, counted, area_power, self.calls))
+            self.prices.append(Price(coef, counted, area_power, len(self.calls)))
 
 
 def _vector_dim(tensor: Tensor) -> int | None:

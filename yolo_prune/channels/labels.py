@@ -18,10 +18,13 @@ NONE = -1
 LOUD = 1 << 40
 """Bit of a label: the value is not zero where its channel is silenced. No model has so many slices."""
 
+IDS = LOUD - 1
+"""Bits of a label that hold the id."""
+
 
 def ids(label: Tensor) -> Tensor:
     """Return labels without the bit: ids, or `NONE`."""
-    return torch.where(label >= 0, label & (LOUD - 1), label)
+    return torch.where(label >= 0, label & IDS, label)
 
 
 def loud(label: Tensor) -> Tensor:

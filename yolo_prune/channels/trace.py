@@ -8,7 +8,8 @@ rule each (`channels.rules`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+import gc
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,32 +30,76 @@ from yolo_prune.errors import TraceError
 
 
 class LabelTracer(TorchDispatchMode):
-    """Runs each operator, then its rule on the companions of its arguments."""
+    """Runs each operator, then its rule on the companions of its arguments.
+
+    Values do not matter, so convolutions, which take most of a forward's time and memory, return zeros. A call that an
+    earlier forward made alike (the same operator on what the same calls gave) gets the labels that it got then.
+
+    Args:
+        facts: What is collected.
+        example: The input of this forward.
+    """
 
     def __init__(self, facts: Facts, example: Tensor) -> None:
         super().__init__()
         self.facts = facts
-        # What was computed from the image, by id; the values are held so that no two share one.
+        # Values that were computed from the image, by id; they are held so that no two share one.
         self._depends: dict[int, Tensor] = {id(example): example}
+        self._numbers: dict[int, Hashable] = {id(example): "the image"}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True, torch's default, imports its compiler at the first call: 2 s that nothing here needs
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and its rule."""
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = _blank_convolution(*args) if func is CONVOLUTION else None
+        out = func(*args, **kwargs) if out is None else out
         tensors = list(_tensors_in((*args, *kwargs.values())))
         self._refuse_reading_values(func, tensors)
+        call, results = self._call(func, args, kwargs), list(_tensors_in((out,)))
+        if self.facts.costing or not self.facts.recall(call, results):
+            self._apply_rule(func, args, kwargs, out, tensors)
+            self.facts.remember(call, results)
+        depends = any(id(tensor) in self._depends for tensor in tensors)
+        for place, value in enumerate(results):
+            self._numbers[id(value)] = (call, place)
+            if depends:
+                self._depends[id(value)] = value
+        return out
+
+    def _apply_rule(self, func: Any, args: Any, kwargs: Any, out: Any, tensors: Sequence[Tensor]) -> None:
+        """Collect what an operator says about channels, and what it costs."""
         prices = len(self.facts.prices)
         if any(self.facts.concern(tensor) for tensor in tensors):
             RULES.get(func.overloadpacket, without_rule)(self.facts, func, args, kwargs, out)
             self.facts.note_use(tensors, str(func.overloadpacket))
+        if not self.facts.costing or func.overloadpacket not in flop_registry:
+            return
+        if len(self.facts.prices) > prices and self.facts.prices[-1].area_power is not None:
+            self.facts.calls.append(0)  # nobody will ask how it grows
+            return
         macs = macs_of_call(func, args, kwargs, out)
-        if macs is not None:
-            if len(self.facts.prices) == prices:  # no rule priced it: it keeps its size
-                self.facts.price(macs, (), None)
-            self.facts.calls += self.facts.costing
-        if any(id(tensor) in self._depends for tensor in tensors):
-            self._depends.update((id(value), value) for value in _tensors_in((out,)))
-        return out
+        if len(self.facts.prices) == prices:  # no rule priced it: it keeps its size
+            self.facts.price(macs, (), None)
+        self.facts.calls.append(macs)
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> int | None:
+        """Return the number of a call; equal calls on equal values have one number. None if a value has none."""
+        try:
+            signature = (func, self._signed(args), self._signed(tuple(kwargs.items())))
+        except KeyError:  # a tensor that the forward made itself
+            return None
+        return self.facts.number(signature)
+
+    def _signed(self, argument: Any) -> Hashable:
+        if isinstance(argument, Tensor):
+            name = self.facts.names.get(id(argument))
+            return self._numbers[id(argument)] if name is None else name
+        if isinstance(argument, (list, tuple)):
+            return tuple(self._signed(item) for item in argument)
+        return (type(argument), argument) if isinstance(argument, Hashable) else _unknown(argument)
 
     def _refuse_reading_values(self, func: Any, tensors: Sequence[Tensor]) -> None:
         """Refuse a forward whose path may depend on what the image shows: another image might run other layers."""
@@ -64,6 +109,40 @@ class LabelTracer(TorchDispatchMode):
                 expected="a forward that runs the same operators for every image",
                 remedy="replace Tensor.item(), float(tensor) and `if tensor:` by tensor operators",
             )
+
+
+def _unknown(argument: Any) -> Hashable:
+    raise KeyError(argument)
+
+
+CONVOLUTION = torch.ops.aten.convolution.default
+
+
+def _blank_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,  # noqa: ARG001
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor | None:
+    """Return zeros of a convolution's output shape; None where the real one would fail, so that it says why."""
+    if x.dim() != weight.dim() or x.shape[1] != (weight.shape[0] if transposed else weight.shape[1] * groups):
+        return None
+    sides = []
+    for side, size, step, pad, spacing, extra in zip(
+        x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding, strict=True
+    ):
+        reach = spacing * (size - 1)
+        sides.append(
+            (side - 1) * step - 2 * pad + reach + extra + 1 if transposed else (side + 2 * pad - reach - 1) // step + 1
+        )
+    if min(sides) < 1:
+        return None
+    return x.new_zeros(x.shape[0], weight.shape[1] * groups if transposed else weight.shape[0], *sides)
 
 
 def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -90,13 +169,26 @@ def trace(model: nn.Module, example: Tensor, *, host: Host | None = None) -> Cha
     """
     example = _fitting(model, example)
     facts = Facts(model, host or Host())
-    for training in (True, False):
-        _run(facts, model, example, training=training)
-    _tie_declared(facts)
-    _lock_misused(facts)
-    _lock_around_untraced(facts)
-    powers = _area_powers(facts, model, example)
-    return assemble(facts, imgsz_px=int(example.shape[-1]), powers=powers)
+    with _garbage_left_alone():
+        for training in (False, True):
+            _run(facts, model, example, training=training)
+        _tie_declared(facts)
+        _lock_misused(facts)
+        _lock_around_untraced(facts)
+        powers = _area_powers(facts, model, example)
+        return assemble(facts, imgsz_px=int(example.shape[-1]), powers=powers)
+
+
+@contextlib.contextmanager
+def _garbage_left_alone() -> Iterator[None]:
+    """Pause the search for reference cycles: a trace makes many objects that stay, and the search took a quarter."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _fitting(model: nn.Module, example: Tensor) -> Tensor:
@@ -121,7 +213,7 @@ def _run(facts: Facts, model: nn.Module, example: Tensor, *, training: bool) -> 
     facts.costing = not training  # MACs are those of inference
     tracer = LabelTracer(facts, example)
     try:
-        result = forward_unchanged(model, example, training=training, modes=(facts.tracker, tracer))
+        result = forward_unchanged(model, example, training=training, modes=(facts.running, tracer))
     except TraceError:
         raise
     except Exception as error:
@@ -149,13 +241,12 @@ def _area_powers(facts: Facts, model: nn.Module, example: Tensor) -> dict[int, i
     unknown = [price.call for price in facts.prices if price.area_power is None]
     if not unknown:
         return {}
-    at_side, doubled = CallCounter(), CallCounter()
-    forward_unchanged(model, example, training=False, modes=(at_side,))
+    counter = CallCounter(blank=True)
     larger = example.new_zeros(*example.shape[:2], 2 * example.shape[2], 2 * example.shape[3])
-    forward_unchanged(model, larger, training=False, modes=(doubled,))
+    forward_unchanged(model, larger, training=False, modes=(counter,))
     powers = {}
     for call in unknown:
-        before, after = at_side.macs[call], doubled.macs[call] if len(doubled.macs) == len(at_side.macs) else 0
+        before, after = facts.calls[call], counter.macs[call] if len(counter.macs) == len(facts.calls) else 0
         if after not in (before, 4 * before, 16 * before):
             raise TraceError(
                 f"a product costs {before} MACs at {example.shape[-1]} px and {after} at twice that",
@@ -167,26 +258,34 @@ def _area_powers(facts: Facts, model: nn.Module, example: Tensor) -> dict[int, i
 
 
 class CallCounter(TorchDispatchMode):
-    """Notes the MACs of every call that torch's own counter knows, in order."""
+    """Notes the MACs of every call that torch's own counter knows, in order, by torch's own formulas.
 
-    def __init__(self) -> None:
+    Args:
+        blank: Convolutions return zeros, which costs the same MACs and less time.
+    """
+
+    def __init__(self, *, blank: bool = False) -> None:
         super().__init__()
         self.macs: list[int] = []
+        self._blank = blank
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see LabelTracer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and note its cost."""
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        macs = macs_of_call(func, args, kwargs, out)
-        if macs is not None:
-            self.macs.append(macs)
+        out = _blank_convolution(*args) if self._blank and func is CONVOLUTION else None
+        out = func(*args, **kwargs) if out is None else out
+        if func.overloadpacket in flop_registry:
+            self.macs.append(macs_of_call(func, args, kwargs, out))
         return out
 
 
-def macs_of_call(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
-    """Return the multiply-adds of an operator as torch's own counter knows them; None if it does not count it."""
-    formula = flop_registry.get(func.overloadpacket)
-    return None if formula is None else int(formula(*args, **kwargs, out_val=out)) // 2
+def macs_of_call(func: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """Return the multiply-adds of an operator that torch's own counter knows, by its formula."""
+    return int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)) // 2
 
 
 def output_tensors(result: Any) -> list[Tensor]:
@@ -214,8 +313,9 @@ def forward_unchanged(
     Norm and dropout layers run as in inference either way: the channels are the same, no statistic moves, and two runs
     give the same numbers. Only the forward itself runs under `modes`.
     """
-    with _left_untouched(model), torch.no_grad():
-        for module in model.modules():
+    modules = list(model.modules())
+    with _left_untouched(modules, list(model.buffers())), torch.no_grad():
+        for module in modules:
             module.training = training and not isinstance(module, (_NormBase, _DropoutNd))
         with contextlib.ExitStack() as stack:
             for mode in modes:
@@ -258,18 +358,18 @@ def _lock_around_untraced(facts: Facts) -> None:
 
 
 @contextlib.contextmanager
-def _left_untouched(model: nn.Module) -> Iterator[None]:
+def _left_untouched(modules: Sequence[nn.Module], buffers: Sequence[Tensor]) -> Iterator[None]:
     """Restore every module attribute and buffer value after a forward (caches, statistics, training flags)."""
-    state = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    state = [(module, dict(module.__dict__), dict(module._buffers)) for module in modules]
+    values = [(buffer, buffer.clone()) for buffer in buffers]
     try:
         yield
     finally:
-        for module, attributes, buffers in state:
+        for module, attributes, own in state:
             module.__dict__.clear()
             module.__dict__.update(attributes)
             module._buffers.clear()
-            module._buffers.update(buffers)
+            module._buffers.update(own)
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)

@@ -44,7 +44,7 @@ def filters(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tupl
     """Yield each weight that produces channels, as (axis, matrix of shape (filters, numbers per filter))."""
     for (name, dim), axis in graph.axes.items():
         if axis.role is Role.PRODUCER and tensors[name].dim() > 1:
-            yield (name, dim), tensors[name].detach().double().movedim(dim, 0).flatten(1)
+            yield (name, dim), tensors[name].detach().float().movedim(dim, 0).flatten(1)
 
 
 def scales(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AxisKey, Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from yolo_prune.channels import AxisKey, ChannelGraph
@@ -28,7 +29,7 @@ class FilterNorm:
     def score(self, graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AxisKey, FloatArray]]:
         """Yield the norm of every filter."""
         for key, matrix in filters(graph, tensors):
-            yield key, matrix.norm(p=self.order, dim=1).numpy()
+            yield key, torch.linalg.vector_norm(matrix, self.order, dim=1).double().numpy()
 
 
 L1 = FilterNorm("l1", 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from yolo_prune.channels.facts import Facts
 from yolo_prune.channels.graph import Role
-from yolo_prune.channels.labels import NONE, ids, spread
+from yolo_prune.channels.labels import NONE, ids
 from yolo_prune.channels.rules.registry import aten, follow, per_channel, read, rule, tie_vector, without_rule
 
 
@@ -26,7 +26,7 @@ def convolution(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, 
     outputs = _grouped(facts, name, inputs, out.shape[1], groups, transposed=transposed)
     if bias is not None:
         tie_vector(facts, bias, Role.PRODUCER, outputs)
-    facts.set_label(out, spread(outputs, out))
+    facts.set_planes(out, outputs)
     positions = (x if transposed else out)[0, 0].numel()
     pooled = x[0, 0].numel() == 1  # a trace image spans at least two cells of the coarsest map
     untracked = 1 if (name, 1) in facts.axes else weight.shape[1]  # 1 for depthwise
@@ -69,7 +69,7 @@ def linear(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any],
     read(facts, (name, 1), inputs)
     if len(args) == 3:
         tie_vector(facts, args[0], Role.PRODUCER, outputs)
-    facts.set_label(out, spread(outputs, out))
+    facts.set_planes(out, outputs)
     facts.price(len(x), [(name, 0), (name, 1)], 0 if len(x) == 1 else None)  # one row: a pooled image
 
 
@@ -92,7 +92,7 @@ def batch_norm(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, A
     ):
         tie_vector(facts, vector, role, channels)
     _note_norm(facts, channels, scale)
-    facts.set_label(result, spread(channels, result))
+    facts.set_planes(result, channels)
 
 
 def _note_norm(facts: Facts, channels: Tensor, scale: Tensor) -> None:

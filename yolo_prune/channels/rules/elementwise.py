@@ -94,10 +94,19 @@ def binary(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any],
 def _operand(facts: Facts, operand: Any, out: Tensor) -> Tensor | None:
     """Return an operand's labels, shaped like the result; one number for all channels belongs to none of them."""
     label = facts.label(operand) if getattr(operand, "ndim", 0) and operand.numel() > 1 else None
-    return None if label is None else label.expand(out.shape)
+    return label if label is None or label.shape == out.shape else label.expand(out.shape)
 
 
 def _two_labelled(facts: Facts, func: Any, first: Tensor, second: Tensor, out: Tensor) -> None:
+    one, other = facts.planes(first), facts.planes(second)
+    if one is None or other is None:
+        facts.set_label(out, _merged(facts, func, first, second))
+    else:  # one entry a plane says it all
+        facts.set_planes(out, _merged(facts, func, one, other))
+
+
+def _merged(facts: Facts, func: Any, first: Tensor, second: Tensor) -> Tensor:
+    """Equate two labels and return that of the result."""
     facts.equate(first, second)
     multiplies, divides = func.overloadpacket in _MULTIPLIES, func.overloadpacket in _DIVIDES
     if not multiplies:
@@ -109,7 +118,7 @@ def _two_labelled(facts: Facts, func: Any, first: Tensor, second: Tensor, out: T
     merged = torch.where(first >= 0, ids(first), ids(second))
     # A product is silent where one factor is; a sum, where both summands are; a quotient, where its numerator is.
     noisy = _noisy(first) & _noisy(second) if multiplies else loud(first) if divides else loud(first) | loud(second)
-    facts.set_label(out, torch.where(noisy & (merged >= 0), merged | LOUD, merged))
+    return torch.where(noisy & (merged >= 0), merged | LOUD, merged)
 
 
 def _noisy(label: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from yolo_prune.channels.facts import Facts
-from yolo_prune.channels.labels import NONE, cuts_channel_axis, spread, varies, varying_dims
+from yolo_prune.channels.labels import NONE, cuts_channel_axis, varies, varying_dims
 from yolo_prune.channels.rules.registry import aten, pass_on, per_channel, rule
 
 
@@ -113,7 +113,7 @@ def pad(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], ou
     if len(args[1]) > 2 * (out.dim() - 2) or value:
         facts.lock(label, f"padding with {value} in {facts.place()}")
     else:
-        facts.set_label(out, spread(per_channel(facts, label, "padding"), out))
+        facts.set_planes(out, per_channel(facts, label, "padding"))
 
 
 @rule(aten.split)

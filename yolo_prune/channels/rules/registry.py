@@ -45,6 +45,9 @@ def pass_on(facts: Facts, source: Any, target: Tensor) -> None:
 
 def per_channel(facts: Facts, label: Tensor, operator: str) -> Tensor:
     """Return the labels along dim 1, shape (C,); labels that vary inside a plane are locked and forgotten."""
+    known = facts.planes(label)
+    if known is not None:
+        return known
     planes = label.movedim(1, 0).reshape(label.shape[1], -1)
     channels = planes[:, 0]
     if (planes == channels[:, None]).all():
@@ -55,19 +58,15 @@ def per_channel(facts: Facts, label: Tensor, operator: str) -> Tensor:
 
 def read(facts: Facts, axis: AxisKey, inputs: Tensor) -> None:
     """Tie an input axis to the channels that it reads; entries that read no channel, or a constant, cannot be cut."""
-    if facts.is_news(axis, inputs):
-        entries = facts.axes[axis].ids()
-        facts.equate(entries, inputs)
-        facts.lock(entries[inputs < 0], "reads the image or what no rule could follow")
-        facts.lock(inputs[loud(inputs)], f"would carry a constant into {facts.place()} if it were silent")
+    facts.equate_axis(axis, inputs, "reads the image or what no rule could follow")
+    noisy = loud(inputs)
+    if noisy.any():
+        facts.lock(inputs[noisy], f"would carry a constant into {facts.place()} if it were silent")
 
 
 def follow(facts: Facts, axis: AxisKey, inputs: Tensor) -> None:
     """Depthwise: each entry lives with the channel that it scales, and is silent whatever that carries."""
-    if facts.is_news(axis, inputs):
-        entries = facts.axes[axis].ids()
-        facts.equate(entries, inputs)
-        facts.lock(entries[inputs < 0], "filters, channel by channel, what no rule could follow")
+    facts.equate_axis(axis, inputs, "filters, channel by channel, what no rule could follow")
 
 
 def tie_vector(facts: Facts, vector: Tensor, role: Role, channels: Tensor) -> None:

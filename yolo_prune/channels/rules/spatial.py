@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from yolo_prune.channels.facts import Facts
-from yolo_prune.channels.labels import spread, varying_dims
+from yolo_prune.channels.labels import varying_dims
 from yolo_prune.channels.rules.registry import aten, per_channel, rule, without_rule
 
 
@@ -21,7 +21,7 @@ def spatial(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     label = facts.label(args[0])
     if label is not None:
         result = out[0] if isinstance(out, (tuple, list)) else out
-        facts.set_label(result, spread(per_channel(facts, label, str(func.overloadpacket)), result))
+        facts.set_planes(result, per_channel(facts, label, str(func.overloadpacket)))
 
 
 @rule(aten.sum, aten.mean, aten.amax, aten.amin)
