@@ -38,6 +38,14 @@ STAGES = (
 )
 
 
+class StoppedError(Exception):
+    """Ends a run at its first stage."""
+
+
+def _stop(*_: object) -> None:
+    raise StoppedError
+
+
 def write_settings(path: Path, data: Path, **more: object) -> Path:
     path.write_text(yaml.safe_dump({**SETTINGS, "data": str(data), "out": str(path.parent / "run"), **more}))
     return path
@@ -175,6 +183,19 @@ class TestFolders:
         (tmp_path / "data").mkdir()
         Stages(tmp_path, 1).open({"seed": 0})
         assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 0}
+
+    def test_whose_files_changed_meanwhile_is_refused(self, command, tiny_data, tmp_path, monkeypatch):
+        """Stages of another data set would be taken for this one's."""
+        monkeypatch.setattr(Stages, "run", _stop)
+        data = tmp_path / "data.yaml"
+        data.write_text(f"path: {tiny_data.parent}\n{tiny_data.read_text()}")
+        settings = write_settings(tmp_path / "settings.yaml", data)
+        with pytest.raises(StoppedError):
+            command("run", settings)
+        data.write_text(f"{data.read_text()}# another\n")
+        refused = command("run", settings)
+        assert refused.code == 2
+        assert "holds a run with other settings: files_sha256" in refused.err
 
     @pytest.mark.parametrize("content", ["", "{", "[1]"])
     def test_with_a_damaged_record_is_refused(self, tmp_path, content):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_figures import EngineFigures
+from sweep_models import Coverage
 
 from yolo_prune.cli import script
 from yolo_prune.configuration import setting
@@ -47,6 +48,8 @@ def render_record(name: str) -> str:
         known = ", ".join(sorted(file.stem for file in RECORDS.glob("*.json")))
         raise ConfigError(f"README names record '{name}'", expected=f"one of: {known}")
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if name == "coverage":
+        return Coverage(records=record).table(markdown=True)
     return summarize(record, markdown=True) if "evaluations" in record else EngineFigures(**record).table(markdown=True)
 
 

@@ -12,7 +12,7 @@ from yolo_prune.configuration import json_setting, require_choice, require_known
 from yolo_prune.errors import ConfigError
 from yolo_prune.export.benchmark import BenchmarkReport, benchmark, require_measurable
 from yolo_prune.export.parity import check_parity
-from yolo_prune.files import new_file, write_json
+from yolo_prune.files import new_file, sha256, write_json
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, require_deployable, write_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
@@ -127,7 +127,8 @@ class _Run:
     def all(self) -> RunResult:
         """Go through the stages in order."""
         settings = {key: value for key, value in asdict(self.config).items() if key not in ("out", "json")}
-        self.stages.open(settings)
+        named = [Path(name) for name in (self.config.model, self.config.data, self.config.prune.get("plan")) if name]
+        self.stages.open({**settings, "files_sha256": {str(path): sha256(path) for path in named if path.is_file()}})
         self.checkpoints["dense"] = Path(self.stages.run("dense", self.dense)["best"])
         pruned = self.stages.run("prune", self.prune)
         self.checkpoints["slim"] = Path(self.stages.run("finetune", self.finetune)["best"])
