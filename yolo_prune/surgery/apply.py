@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -36,6 +37,13 @@ def apply(model: nn.Module, graph: ChannelGraph, keep: BoolArray, *, reread: Seq
     named = [*model.named_parameters(), *model.named_buffers()]
     # Sliced tensors stand in for the dense ones while the modules are copied: no dense copy is ever made.
     memo: dict[int, Any] = {id(tensor): _owned(selected(graph, keep, name, tensor), tensor) for name, tensor in named}
+    # So do new empty dictionaries: a module holds a dozen for hooks, and copying them took most of the time.
+    memo |= {
+        id(value): type(value)()
+        for module in model.modules()
+        for value in vars(module).values()
+        if type(value) in (dict, OrderedDict) and not value
+    }
     slim: nn.Module = copy.deepcopy(model, memo)
     for function in (_reread_torch, *reread):  # torch's layers first: blocks read their children
         for path, module in slim.named_modules():
