@@ -29,6 +29,7 @@ FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 Path(HOST_SETTINGS.name, "Ultralytics").mkdir()
 shutil.copy(FONTS / "DejaVuSans.ttf", Path(HOST_SETTINGS.name, "Ultralytics", "Arial.ttf"))  # or it would download one
 
+import ultralytics.utils  # noqa: E402, F401  # the host first, as in a user's script: before us it is not yet guarded
 from checkpoint_files import save_as_host  # noqa: E402
 from command_line import Command, contents, write_yaml  # noqa: E402
 from models import lively  # noqa: E402
