@@ -105,7 +105,9 @@ class Coverage:
                 ]
             )
         head = ["yaml", "scales", "plans", "max error", "MACs that can go", "locked besides image and outputs", ""]
-        return render(head, rows, markdown=markdown)
+        plans = sum(record["plans"] for record in self.records.values())
+        total = f"{len(self.records)} of the case table's {len(all_cases())} models swept so far, {plans} plans.\n"
+        return render(head, rows, markdown=markdown) + ("\n" if markdown else "") + total
 
 
 def sweep_model(case: Case, plans: int) -> dict[str, Any]:
