@@ -142,3 +142,62 @@ def test_a_trace_leaves_the_model_bit_identical(name: str) -> None:
     trace(model, IMAGE)
     assert model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+class Constants(nn.Module):
+    """Tensors that are neither parameters nor buffers scale the features: a (4) and b (4) are groups of their own."""
+
+    def __init__(self, widths: tuple[int, int]) -> None:
+        super().__init__()
+        self.a, self.b, self.out = conv(3, widths[0]), conv(3, widths[1]), conv(sum(widths), 2)
+        self.halves, self.doubles = torch.full((1, 1, 8, 8), 0.5), torch.full((1, 1, 8, 8), 2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = act(self.a(x) * self.halves.to(x)), act(self.b(x) * self.doubles.to(x))
+        return self.out(torch.cat([a, b], 1))
+
+
+@pytest.mark.parametrize("widths", [(4, 5), (4, 4)])
+def test_tensors_that_the_model_does_not_register_are_told_apart(widths: tuple[int, int]) -> None:
+    """The second forward repeats the first one's calls; calls on unknown tensors are no repetition."""
+    graph = trace(Constants(widths), IMAGE)
+    assert {graph.groups[index].name: graph.groups[index].width for index in graph.free_groups()} == {
+        "a": widths[0],
+        "b": widths[1],
+    }
+    assert len(graph.axes["out.weight", 1].channels) == len(set(graph.axes["out.weight", 1].channels.tolist()))
+
+
+class FixedSize(nn.Module):
+    """Positions have a table of their own, so another image size cannot run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.hidden, self.out = conv(3, 4), nn.Linear(4, 6), nn.Linear(6, 2)
+        self.register_buffer("table", torch.rand(1, 64, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(act(self.hidden(act(self.a(x)).flatten(2).transpose(1, 2) * self.table)))
+
+
+def test_a_model_for_one_image_size_is_refused_where_its_cost_must_be_known_at_others() -> None:
+    with pytest.raises(TraceError, match=r"forward failed on an input of shape \(1, 3, 16, 16\)"):
+        trace(FixedSize(), IMAGE)
+
+
+def test_a_linear_layer_of_one_feature_is_a_linear_layer() -> None:
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.squeeze, self.widen, self.out = conv(3, 4), nn.Linear(4, 1), nn.Linear(1, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = act(self.a(x)).mean((2, 3))
+            return self.out(act(self.widen(act(self.squeeze(x)))))
+
+    graph = trace(Narrow(), IMAGE)
+    assert graph.report.operators_without_rule == {}
+    assert {graph.groups[index].name: graph.groups[index].width for index in graph.free_groups()} == {
+        "a": 4,
+        "widen": 5,
+    }

@@ -193,6 +193,10 @@ class Facts:
         """Return the name of the parameter of which a tensor is the transpose."""
         return self._views.get(id(tensor))
 
+    def is_matrix(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is a matrix of the model: the weight of a linear layer, of one feature perhaps."""
+        return tensor.dim() == 2 and id(tensor) in self.names
+
     def set_transposed(self, tensor: Tensor, parameter: Tensor) -> None:
         """Note that a tensor is the transpose of a matrix of the model."""
         name = self.weight(parameter)
@@ -237,14 +241,13 @@ class Facts:
         """Return the number of a call: the same for the same operator on what the same calls gave."""
         return self._calls.setdefault(signature, len(self._calls))
 
-    def remember(self, call: int | None, results: Sequence[Tensor]) -> None:
+    def remember(self, call: int, results: Sequence[Tensor]) -> None:
         """Keep the labels of a call's results."""
-        if call is not None:
-            self._labels_of_calls[call] = [self._labels.get(id(value)) for value in results]
+        self._labels_of_calls[call] = [self._labels.get(id(value)) for value in results]
 
-    def recall(self, call: int | None, results: Sequence[Tensor]) -> bool:
+    def recall(self, call: int, results: Sequence[Tensor]) -> bool:
         """Give a call's results the labels that an equal call's got; return whether there was one."""
-        known = None if call is None else self._labels_of_calls.get(call)
+        known = self._labels_of_calls.get(call)
         if known is None:
             return False
         for value, label in zip(results, known, strict=True):

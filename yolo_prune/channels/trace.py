@@ -11,22 +11,36 @@ import contextlib
 import gc
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from yolo_prune.channels.assemble import assemble
+from yolo_prune.channels.counting import CONVOLUTION, CallCounter, blank_convolution, is_counted, macs_of_call
 from yolo_prune.channels.facts import OUTPUT, CountTie, Facts, Host
+from yolo_prune.channels.forward import forward_unchanged, output_tensors
 from yolo_prune.channels.graph import ChannelGraph
 from yolo_prune.channels.rules import RULES, without_rule
 from yolo_prune.errors import TraceError
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A tensor that a forward made, held so that no two share an id.
+
+    Attributes:
+        tensor: The tensor.
+        number: What made it: (number of the call, place among its results).
+        depends: Whether it was computed from the image.
+    """
+
+    tensor: Tensor
+    number: Hashable
+    depends: bool
 
 
 class LabelTracer(TorchDispatchMode):
@@ -43,9 +57,7 @@ class LabelTracer(TorchDispatchMode):
     def __init__(self, facts: Facts, example: Tensor) -> None:
         super().__init__()
         self.facts = facts
-        # Values that were computed from the image, by id; they are held so that no two share one.
-        self._depends: dict[int, Tensor] = {id(example): example}
-        self._numbers: dict[int, Hashable] = {id(example): "the image"}
+        self._values = {id(example): _Value(example, "the image", depends=True)}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -54,20 +66,23 @@ class LabelTracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and its rule."""
         kwargs = kwargs or {}
-        out = _blank_convolution(*args) if func is CONVOLUTION else None
+        out = blank_convolution(*args) if func is CONVOLUTION else None
         out = func(*args, **kwargs) if out is None else out
         tensors = list(_tensors_in((*args, *kwargs.values())))
-        self._refuse_reading_values(func, tensors)
-        call, results = self._call(func, args, kwargs), list(_tensors_in((out,)))
+        depends = any(self._depends(tensor) for tensor in tensors)
+        if depends:
+            self._refuse_reading_values(func)
+        call, results = self._number(func, args, kwargs), list(_tensors_in((out,)))
         if self.facts.costing or not self.facts.recall(call, results):
             self._apply_rule(func, args, kwargs, out, tensors)
             self.facts.remember(call, results)
-        depends = any(id(tensor) in self._depends for tensor in tensors)
-        for place, value in enumerate(results):
-            self._numbers[id(value)] = (call, place)
-            if depends:
-                self._depends[id(value)] = value
+        self._values |= {id(value): _Value(value, (call, place), depends) for place, value in enumerate(results)}
         return out
+
+    def _depends(self, tensor: Tensor) -> bool:
+        """Return whether a value was computed from the image."""
+        value = self._values.get(id(tensor))
+        return value is not None and value.depends
 
     def _apply_rule(self, func: Any, args: Any, kwargs: Any, out: Any, tensors: Sequence[Tensor]) -> None:
         """Collect what an operator says about channels, and what it costs."""
@@ -75,7 +90,7 @@ class LabelTracer(TorchDispatchMode):
         if any(self.facts.concern(tensor) for tensor in tensors):
             RULES.get(func.overloadpacket, without_rule)(self.facts, func, args, kwargs, out)
             self.facts.note_use(tensors, str(func.overloadpacket))
-        if not self.facts.costing or func.overloadpacket not in flop_registry:
+        if not self.facts.costing or not is_counted(func):
             return
         if len(self.facts.prices) > prices and self.facts.prices[-1].area_power is not None:
             self.facts.calls.append(0)  # nobody will ask how it grows
@@ -85,25 +100,25 @@ class LabelTracer(TorchDispatchMode):
             self.facts.price(macs, (), None)
         self.facts.calls.append(macs)
 
-    def _call(self, func: Any, args: Any, kwargs: Any) -> int | None:
-        """Return the number of a call; equal calls on equal values have one number. None if a value has none."""
+    def _number(self, func: Any, args: Any, kwargs: Any) -> int:
+        """Return the number of a call; equal calls on equal values have one number."""
         try:
-            signature = (func, self._signed(args), self._signed(tuple(kwargs.items())))
-        except KeyError:  # a tensor that the forward made itself
-            return None
+            signature: Hashable = (func, self._signed(args), self._signed(tuple(kwargs.items())))
+        except KeyError:  # on a tensor that no call made, such as an attribute that is no buffer: equal to no other
+            signature = object()
         return self.facts.number(signature)
 
     def _signed(self, argument: Any) -> Hashable:
         if isinstance(argument, Tensor):
             name = self.facts.names.get(id(argument))
-            return self._numbers[id(argument)] if name is None else name
+            return self._values[id(argument)].number if name is None else name
         if isinstance(argument, (list, tuple)):
             return tuple(self._signed(item) for item in argument)
         return (type(argument), argument) if isinstance(argument, Hashable) else _unknown(argument)
 
-    def _refuse_reading_values(self, func: Any, tensors: Sequence[Tensor]) -> None:
+    def _refuse_reading_values(self, func: Any) -> None:
         """Refuse a forward whose path may depend on what the image shows: another image might run other layers."""
-        if func.overloadpacket is torch.ops.aten._local_scalar_dense and id(tensors[0]) in self._depends:
+        if func.overloadpacket is torch.ops.aten._local_scalar_dense:
             raise TraceError(
                 f"the forward of {self.facts.place()} reads a value of an activation into Python",
                 expected="a forward that runs the same operators for every image",
@@ -113,36 +128,6 @@ class LabelTracer(TorchDispatchMode):
 
 def _unknown(argument: Any) -> Hashable:
     raise KeyError(argument)
-
-
-CONVOLUTION = torch.ops.aten.convolution.default
-
-
-def _blank_convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,  # noqa: ARG001
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Tensor | None:
-    """Return zeros of a convolution's output shape; None where the real one would fail, so that it says why."""
-    if x.dim() != weight.dim() or x.shape[1] != (weight.shape[0] if transposed else weight.shape[1] * groups):
-        return None
-    sides = []
-    for side, size, step, pad, spacing, extra in zip(
-        x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding, strict=True
-    ):
-        reach = spacing * (size - 1)
-        sides.append(
-            (side - 1) * step - 2 * pad + reach + extra + 1 if transposed else (side + 2 * pad - reach - 1) // step + 1
-        )
-    if min(sides) < 1:
-        return None
-    return x.new_zeros(x.shape[0], weight.shape[1] * groups if transposed else weight.shape[0], *sides)
 
 
 def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -211,9 +196,18 @@ def _fitting(model: nn.Module, example: Tensor) -> Tensor:
 def _run(facts: Facts, model: nn.Module, example: Tensor, *, training: bool) -> None:
     """Run one forward and lock what leaves the model."""
     facts.costing = not training  # MACs are those of inference
-    tracer = LabelTracer(facts, example)
+    result = _forward(model, example, training=training, modes=(facts.running, LabelTracer(facts, example)))
+    for leaf in output_tensors(facts.host.outputs(result)):
+        label = facts.label(leaf)
+        if label is not None:
+            facts.lock(label, OUTPUT)
+    facts.forget_activations()
+
+
+def _forward(model: nn.Module, example: Tensor, *, training: bool, modes: Sequence[AbstractContextManager[Any]]) -> Any:
+    """Run one forward and say what input it was that made it fail."""
     try:
-        result = forward_unchanged(model, example, training=training, modes=(facts.running, tracer))
+        return forward_unchanged(model, example, training=training, modes=modes)
     except TraceError:
         raise
     except Exception as error:
@@ -222,11 +216,6 @@ def _run(facts: Facts, model: nn.Module, example: Tensor, *, training: bool) -> 
             expected="a model that runs on the CPU with such an input",
             remedy="run the model by itself first and mend its forward",
         ) from error
-    for leaf in output_tensors(facts.host.outputs(result)):
-        label = facts.label(leaf)
-        if label is not None:
-            facts.lock(label, OUTPUT)
-    facts.forget_activations()
 
 
 def _area_powers(facts: Facts, model: nn.Module, example: Tensor) -> dict[int, int]:
@@ -243,7 +232,7 @@ def _area_powers(facts: Facts, model: nn.Module, example: Tensor) -> dict[int, i
         return {}
     counter = CallCounter(blank=True)
     larger = example.new_zeros(*example.shape[:2], 2 * example.shape[2], 2 * example.shape[3])
-    forward_unchanged(model, larger, training=False, modes=(counter,))
+    _forward(model, larger, training=False, modes=(counter,))
     powers = {}
     for call in unknown:
         before, after = facts.calls[call], counter.macs[call] if len(counter.macs) == len(facts.calls) else 0
@@ -255,72 +244,6 @@ def _area_powers(facts: Facts, model: nn.Module, example: Tensor) -> dict[int, i
             )
         powers[call] = {1: 0, 4: 1, 16: 2}[after // before] if before else 0
     return powers
-
-
-class CallCounter(TorchDispatchMode):
-    """Notes the MACs of every call that torch's own counter knows, in order, by torch's own formulas.
-
-    Args:
-        blank: Convolutions return zeros, which costs the same MACs and less time.
-    """
-
-    def __init__(self, *, blank: bool = False) -> None:
-        super().__init__()
-        self.macs: list[int] = []
-        self._blank = blank
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # see LabelTracer
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operator and note its cost."""
-        kwargs = kwargs or {}
-        out = _blank_convolution(*args) if self._blank and func is CONVOLUTION else None
-        out = func(*args, **kwargs) if out is None else out
-        if func.overloadpacket in flop_registry:
-            self.macs.append(macs_of_call(func, args, kwargs, out))
-        return out
-
-
-def macs_of_call(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    """Return the multiply-adds of an operator that torch's own counter knows, by its formula."""
-    return int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)) // 2
-
-
-def output_tensors(result: Any) -> list[Tensor]:
-    """Return the tensors of what a forward returned.
-
-    Raises:
-        TraceError: It holds an object that cannot be looked into, which might hide a tensor.
-    """
-    leaves = tree_leaves(result)
-    for leaf in leaves:
-        if leaf is not None and not isinstance(leaf, (Tensor, bool, int, float, str)):
-            raise TraceError(
-                f"the forward returns a {type(leaf).__name__}, which cannot be looked into",
-                expected="tensors in lists, tuples and dictionaries",
-                remedy="pass a Host whose `outputs` picks the tensors",
-            )
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def forward_unchanged(
-    model: nn.Module, example: Tensor, *, training: bool, modes: Sequence[AbstractContextManager[Any]] = ()
-) -> Any:
-    """Run one forward in the structure of training or of inference and leave the model exactly as it was.
-
-    Norm and dropout layers run as in inference either way: the channels are the same, no statistic moves, and two runs
-    give the same numbers. Only the forward itself runs under `modes`.
-    """
-    modules = list(model.modules())
-    with _left_untouched(modules, list(model.buffers())), torch.no_grad():
-        for module in modules:
-            module.training = training and not isinstance(module, (_NormBase, _DropoutNd))
-        with contextlib.ExitStack() as stack:
-            for mode in modes:
-                stack.enter_context(mode)
-            return model(example)
 
 
 def _tie_declared(facts: Facts) -> None:
@@ -355,21 +278,3 @@ def _lock_around_untraced(facts: Facts) -> None:
         for (key, _), axis in facts.axes.items():
             if not prefix or key.startswith(prefix + "."):
                 facts.lock(axis.ids(), f"{name} was never traced")
-
-
-@contextlib.contextmanager
-def _left_untouched(modules: Sequence[nn.Module], buffers: Sequence[Tensor]) -> Iterator[None]:
-    """Restore every module attribute and buffer value after a forward (caches, statistics, training flags)."""
-    state = [(module, dict(module.__dict__), dict(module._buffers)) for module in modules]
-    values = [(buffer, buffer.clone()) for buffer in buffers]
-    try:
-        yield
-    finally:
-        for module, attributes, own in state:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            module._buffers.clear()
-            module._buffers.update(own)
-        with torch.no_grad():
-            for buffer, value in values:
-                buffer.copy_(value)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_prune.channels import BoolArray, ChannelGraph, Role
-from yolo_prune.channels.trace import forward_unchanged
+from yolo_prune.channels.forward import forward_unchanged
 from yolo_prune.surgery.mask import silence
 
 

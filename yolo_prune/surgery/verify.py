@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolo_prune.channels import BoolArray, ChannelGraph, Host
-from yolo_prune.channels.trace import CallCounter, forward_unchanged, output_tensors
+from yolo_prune.channels.counting import CallCounter
+from yolo_prune.channels.forward import forward_unchanged, output_tensors
 from yolo_prune.errors import VerificationError
 from yolo_prune.surgery.apply import selected
 from yolo_prune.surgery.mask import silence
@@ -170,10 +171,7 @@ class Verifier:
 
 
 def counted_macs(model: nn.Module, image: Tensor) -> int:
-    """Count the multiply-adds of one inference while it runs, by the formulas of torch's own counter.
-
-    That counter itself (`FlopCounterMode`) counts the same, but imports torch's compiler first, which takes 2 s.
-    """
+    """Count the multiply-adds of one inference while it runs; see `channels.counting`."""
     counter = CallCounter()
     forward_unchanged(model, image, training=False, modes=(counter,))
     return sum(counter.macs)

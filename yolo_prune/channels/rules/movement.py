@@ -31,9 +31,8 @@ def metadata(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any
 )  # fmt: skip
 def movement(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
     """Run the same operator on the companions."""
-    if func.overloadpacket in (aten.t, aten.transpose) and facts.label(args[0]) is None:
-        if args[0].dim() == 2:
-            facts.set_transposed(out, args[0])  # a linear layer's weight, on its way to the product
+    if func.overloadpacket in (aten.t, aten.transpose) and facts.is_matrix(args[0]):
+        facts.set_transposed(out, args[0])  # a linear layer's weight, on its way to the product
         return
     _lock_picked_channels(facts, func, args, kwargs, out)
     moved = func(*tree_map(lambda leaf: _companion(facts, leaf), list(args)), **kwargs)

@@ -1,0 +1,69 @@
+"""One forward of somebody's model, which is left exactly as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_leaves
+
+from yolo_prune.errors import TraceError
+
+
+def forward_unchanged(
+    model: nn.Module, example: Tensor, *, training: bool, modes: Sequence[AbstractContextManager[Any]] = ()
+) -> Any:
+    """Run one forward in the structure of training or of inference and leave the model exactly as it was.
+
+    Norm and dropout layers run as in inference either way: the channels are the same, no statistic moves, and two runs
+    give the same numbers. Only the forward itself runs under `modes`.
+    """
+    modules = list(model.modules())
+    with _left_untouched(modules, list(model.buffers())), torch.no_grad():
+        for module in modules:
+            module.training = training and not isinstance(module, (_NormBase, _DropoutNd))
+        with contextlib.ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(mode)
+            return model(example)
+
+
+@contextlib.contextmanager
+def _left_untouched(modules: Sequence[nn.Module], buffers: Sequence[Tensor]) -> Iterator[None]:
+    """Restore every module attribute and buffer value after a forward (caches, statistics, training flags)."""
+    state = [(module, dict(module.__dict__), dict(module._buffers)) for module in modules]
+    values = [(buffer, buffer.clone()) for buffer in buffers]
+    try:
+        yield
+    finally:
+        for module, attributes, own in state:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(own)
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
+
+
+def output_tensors(result: Any) -> list[Tensor]:
+    """Return the tensors of what a forward returned.
+
+    Raises:
+        TraceError: It holds an object that cannot be looked into, which might hide a tensor.
+    """
+    leaves = tree_leaves(result)
+    for leaf in leaves:
+        if leaf is not None and not isinstance(leaf, (Tensor, bool, int, float, str)):
+            raise TraceError(
+                f"the forward returns a {type(leaf).__name__}, which cannot be looked into",
+                expected="tensors in lists, tuples and dictionaries",
+                remedy="pass a Host whose `outputs` picks the tensors",
+            )
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
