@@ -8,6 +8,7 @@ import contextlib
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from fresh_process import Blocked
 
 

@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from yolo_prune.allocation.coupled import Coupled
-from yolo_prune.allocation.ladders import Ladder, equations, frozen_groups, head_ladder, independent, ladder
+from yolo_prune.allocation.ladders import Ladder, equations, head_ladder, independent, ladder
 from yolo_prune.channels import BoolArray, ChannelGraph, IntArray, Tie
 from yolo_prune.errors import ConfigError
 from yolo_prune.importance import FloatArray
@@ -73,7 +73,8 @@ class WidthSolver:
         self.widths = graph.widths()
         fraction_floor = np.ceil(self.widths * (1.0 - constraints.max_fraction) - 1e-9).astype(np.int64)
         self._floors = np.minimum(np.maximum(fraction_floor, constraints.min_channels), self.widths)
-        self.units: list[Ladder | Coupled] = list(self._units(frozen_groups(graph, whole)))
+        frozen = np.array([bool(group.lock) for group in graph.groups], dtype=bool)
+        self.units = self._units(frozen if whole is None else frozen | whole)
         self.component = np.arange(len(self.widths)) + len(self.units)  # groups in no unit stand alone
         for number, unit in enumerate(self.units):
             self.component[unit.groups] = number

@@ -16,7 +16,7 @@ from math import lcm
 import numpy as np
 import numpy.typing as npt
 
-from yolo_prune.channels import BoolArray, ChannelGraph, IntArray, Tie
+from yolo_prune.channels import ChannelGraph, IntArray, Tie
 from yolo_prune.importance import FloatArray
 
 
@@ -169,9 +169,3 @@ def head_ladder(
 
 def _entries(tie: Tie) -> int:
     return sum(entries for part in tie.sets for _, entries in part)
-
-
-def frozen_groups(graph: ChannelGraph, whole: BoolArray | None) -> BoolArray:
-    """Return which groups keep every channel, shape (groups,)."""
-    frozen = np.array([bool(group.lock) for group in graph.groups], dtype=bool)
-    return frozen if whole is None else frozen | whole

@@ -212,7 +212,7 @@ def require_deployable(model: nn.Module, name: str) -> None:
     Raises:
         CheckpointError: The task is none of `DEPLOYED_TASKS`.
     """
-    task = getattr(model, "task", None) or _task_of(model)
+    task = _task_of(model)
     if task not in DEPLOYED_TASKS:
         raise CheckpointError(
             f"'{name}' is a model for task '{task}': it can be inspected and pruned only",
@@ -265,7 +265,7 @@ def _require_prunable(model: nn.Module, name: str) -> nn.Module:
             expected="a model of Ultralytics",
             remedy="use best.pt or last.pt of a training run",
         )
-    task = getattr(model, "task", None) or _task_of(model)
+    task = _task_of(model)
     if task not in SUPPORTED_TASKS:
         raise CheckpointError(
             f"'{name}' is a model for task '{task}'",
@@ -284,7 +284,7 @@ def _require_prunable(model: nn.Module, name: str) -> nn.Module:
 def _task_of(model: nn.Module) -> str:
     from ultralytics.nn.tasks import guess_model_task
 
-    return str(guess_model_task(model))
+    return str(getattr(model, "task", None) or guess_model_task(model))
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:

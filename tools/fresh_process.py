@@ -1,7 +1,9 @@
 """Run in a process of its own: load slim checkpoints where yolo_prune cannot be imported and write their outputs.
 
-python -I fresh_process.py FOLDER: reads FOLDER/*.pt and FOLDER/image.pth, writes FOLDER/*.out.
+python -I fresh_process.py FOLDER: reads FOLDER/*.pt and FOLDER/image.pth, writes FOLDER/*.out: the output tensors.
 """
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
@@ -10,14 +12,17 @@ from pathlib import Path
 class Blocked:
     """Refuses to find yolo_prune, as an install that has never heard of it would."""
 
-    def find_spec(self, name, path=None, target=None):  # noqa: ARG002
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:  # noqa: ARG002
+        """Refuse the package and everything in it."""
         if name.partition(".")[0] == "yolo_prune":
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
 def main(folder: Path) -> None:
+    """Load every checkpoint of a folder and write what it answers."""
     sys.meta_path.insert(0, Blocked())
     import torch
+    from torch.utils._pytree import tree_leaves
     from ultralytics import YOLO
 
     torch.set_num_threads(1)
@@ -25,7 +30,8 @@ def main(folder: Path) -> None:
     for file in sorted(folder.glob("*.pt")):
         model = YOLO(file).model.eval()
         with torch.no_grad():
-            torch.save(model(image)[1], file.with_suffix(".out"))
+            outputs = [leaf for leaf in tree_leaves(model(image)) if isinstance(leaf, torch.Tensor)]
+        torch.save(outputs, file.with_suffix(".out"))
     assert not [name for name in sys.modules if name.startswith("yolo_prune")]
     try:
         import yolo_prune  # noqa: F401
