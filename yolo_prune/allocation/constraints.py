@@ -81,9 +81,9 @@ class WidthSolver:
 
     def settle(self, wish: FloatArray | IntArray) -> IntArray:
         """Return buildable widths near the wished ones, both of shape (groups,)."""
-        kept = self.widths.copy()
+        kept, wished = self.widths.copy(), self.widths - np.asarray(wish, dtype=float)
         for unit in self.units:
-            kept[unit.groups] -= unit.nearest(self.widths[unit.groups] - np.asarray(wish, dtype=float)[unit.groups])
+            kept[unit.groups] -= unit.nearest(wished[unit.groups])
         return kept
 
     def smallest(self) -> IntArray:

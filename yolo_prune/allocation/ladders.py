@@ -71,6 +71,8 @@ def independent(matrix: npt.NDArray[np.float64]) -> list[IntArray] | None:
     Returns:
         Vectors of shape (groups,) without negative entries; None if there are no such vectors.
     """
+    if not len(matrix):
+        return list(np.eye(matrix.shape[1], dtype=np.int64))  # most groups are tied to none
     basis = [_whole(vector) for vector in _null_space(matrix)]
     spans = np.array(basis, dtype=np.int64).reshape(-1, matrix.shape[1])
     exact = not (spans @ matrix.T).any() and bool((spans >= 0).all())

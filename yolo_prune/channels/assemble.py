@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy.sparse import coo_array, csr_array, hstack
 from scipy.sparse.csgraph import connected_components
 
@@ -61,9 +62,7 @@ def assemble(facts: Facts, *, imgsz_px: int, powers: Mapping[int, int]) -> Chann
 
 def _solve(facts: Facts) -> tuple[int, IntArray]:
     """Return the number of channels and the channel of every id."""
-    empty = np.zeros(0, dtype=np.int64)
-    first = np.concatenate([empty, *(pair[0] for pair in facts.equalities)])
-    second = np.concatenate([empty, *(pair[1] for pair in facts.equalities)])
+    first, second = (_joined([pair[side] for pair in facts.equalities]) for side in (0, 1))
     size = facts.id_count
     edges = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(size, size))
     count, channel_of = connected_components(edges, directed=False)
@@ -131,9 +130,14 @@ def _spread_locks(reasons: list[str], ties: Sequence[SolvedTie]) -> None:
 
 def _incidence(sizes: Sequence[IntArray], count: int) -> csr_array:
     """Return how many entries of each list of channels a channel takes, shape (channels, lists)."""
-    rows = np.concatenate([np.zeros(0, dtype=np.int64), *sizes])
-    columns = np.repeat(np.arange(len(sizes)), [len(channels) for channels in sizes])
-    return csr_array(coo_array((np.ones(len(rows), dtype=np.int64), (rows, columns)), shape=(count, len(sizes))))
+    rows = _joined(sizes)
+    columns = np.repeat(np.arange(len(sizes), dtype=np.int32), [len(channels) for channels in sizes])
+    return csr_array(coo_array((np.ones_like(rows), (rows, columns)), shape=(count, len(sizes))))
+
+
+def _joined(parts: Sequence[IntArray]) -> npt.NDArray[np.int32]:
+    """Return all entries in one array, in half the memory: no model has as many channels as int32 has numbers."""
+    return np.concatenate([np.zeros(0, dtype=np.int32), *parts], dtype=np.int32, casting="same_kind")
 
 
 def _groups(
@@ -141,10 +145,12 @@ def _groups(
 ) -> tuple[ChannelGroup, ...]:
     """Partition the channels: same axes, same lock, same parts of ties."""
     keys, signature = list(axes), csr_array(hstack([incidence, _membership(ties, len(locks))], format="csr"))
-    partition: dict[tuple[bytes, bytes, str], list[int]] = defaultdict(list)
+    rows = np.stack([signature.indices, signature.data], axis=1, dtype=np.int32, casting="same_kind")
+    raw = rows.tobytes()  # slices of bytes, unlike those of arrays, are cheap
+    ends = (signature.indptr * rows[:1].nbytes).tolist()
+    partition: dict[tuple[bytes, str], list[int]] = defaultdict(list)
     for channel, lock in enumerate(locks):
-        row = slice(signature.indptr[channel], signature.indptr[channel + 1])
-        partition[signature.indices[row].tobytes(), signature.data[row].tobytes(), lock].append(channel)
+        partition[raw[ends[channel] : ends[channel + 1]], lock].append(channel)
     cut = [
         tuple(keys[axis] for axis in incidence.indices[incidence.indptr[part[0]] : incidence.indptr[part[0] + 1]])
         for part in partition.values()
@@ -158,17 +164,15 @@ def _groups(
             axes=group_axes,
             lock=lock or ("is the only channel of its group" if len(channels) == 1 and channels[0] not in tied else ""),
         )
-        for ((_, _, lock), channels), group_axes, name in zip(partition.items(), cut, names, strict=True)
+        for ((_, lock), channels), group_axes, name in zip(partition.items(), cut, names, strict=True)
     )
 
 
 def _membership(ties: Sequence[SolvedTie], count: int) -> csr_array:
     """Return how many entries each channel takes of each part of a tie, shape (channels, parts)."""
     parts = [part for tie in ties for part in tie.parts]
-    empty = np.zeros(0, dtype=np.int64)
-    rows = np.concatenate([empty, *(channels for channels, _ in parts)])
-    entries = np.concatenate([empty, *(counts for _, counts in parts)])
-    columns = np.repeat(np.arange(len(parts)), [len(channels) for channels, _ in parts])
+    rows, entries = (_joined([part[side] for part in parts]) for side in (0, 1))
+    columns = np.repeat(np.arange(len(parts), dtype=np.int32), [len(channels) for channels, _ in parts])
     return csr_array(coo_array((entries, (rows, columns)), shape=(count, len(parts))))
 
 

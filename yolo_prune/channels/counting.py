@@ -5,7 +5,7 @@ That counter itself (`FlopCounterMode`) counts the same, but imports torch's com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -57,13 +57,13 @@ class CallCounter(TorchDispatchMode):
     """Notes the MACs of every call that torch's own counter knows, in order, by torch's own formulas.
 
     Args:
-        blank: Convolutions return zeros, which costs the same MACs and less time.
+        only: Which calls to price, by number; the others are noted as 0, and convolutions return zeros. All by default.
     """
 
-    def __init__(self, *, blank: bool = False) -> None:
+    def __init__(self, *, only: Container[int] | None = None) -> None:
         super().__init__()
         self.macs: list[int] = []
-        self._blank = blank
+        self._only = only
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -72,10 +72,11 @@ class CallCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and note its cost."""
         kwargs = kwargs or {}
-        out = blank_convolution(*args) if self._blank and func is CONVOLUTION else None
+        out = blank_convolution(*args) if self._only is not None and func is CONVOLUTION else None
         out = func(*args, **kwargs) if out is None else out
         if is_counted(func):
-            self.macs.append(macs_of_call(func, args, kwargs, out))
+            wanted = self._only is None or len(self.macs) in self._only
+            self.macs.append(macs_of_call(func, args, kwargs, out) if wanted else 0)
         return out
 
 

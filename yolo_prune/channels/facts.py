@@ -7,7 +7,7 @@ recorded as arrays and solved once, at the end (`channels.assemble`).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from yolo_prune.channels.graph import AxisKey, IntArray, Role
 from yolo_prune.channels.labels import IDS, ids, spread
 from yolo_prune.channels.running import RunningModule
+from yolo_prune.channels.tensors import parameters_and_buffers
 from yolo_prune.errors import TraceError
 
 OUTPUT = "reaches the model's output"
@@ -107,9 +108,8 @@ class Facts:
     def __init__(self, model: nn.Module, host: Host) -> None:
         self.host = host
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.parameters = dict(model.named_parameters())
-        named = [*self.parameters.items(), *model.named_buffers()]
-        self.names = {id(tensor): name for name, tensor in named}
+        self.parameters, buffers = parameters_and_buffers(model)
+        self.names = {id(tensor): name for name, tensor in (self.parameters | buffers).items()}
         self.running = RunningModule(self.modules)
         self.costing = False
         self.calls: list[int] = []  # MACs of each priced call of inference
@@ -159,6 +159,12 @@ class Facts:
         self._labels.clear()
         self._views.clear()
         self._alive.clear()
+
+    def forget_calls(self) -> None:
+        """Let go of what only another forward could use; the solution of the facts needs as much memory."""
+        self._calls.clear()
+        self._labels_of_calls.clear()
+        self._planes.clear()
 
     # The model's own tensors ----------------------------------------------------------------------------------------
     def note_use(self, tensors: Sequence[Tensor], operator: str) -> None:
@@ -217,7 +223,7 @@ class Facts:
         dim = _vector_dim(tensor) if name is not None else None
         if name is None or dim is None:
             return known
-        return self.axis(name, dim, tensor.shape[dim], Role.PRODUCER).view(tensor.shape)
+        return self.axis(name, dim, tensor.shape[dim], Role.PRODUCER).ids().view(tensor.shape)
 
     def set_label(self, tensor: Tensor, label: Tensor) -> None:
         """Give an activation its companion, of the same shape."""
@@ -256,14 +262,14 @@ class Facts:
         return True
 
     # Facts about slices ---------------------------------------------------------------------------------------------
-    def axis(self, name: str, dim: int, size: int, role: Role, *, groups: int = 1) -> Tensor:
-        """Return the ids of an axis, shape (size,), naming them on first sight."""
+    def axis(self, name: str, dim: int, size: int, role: Role, *, groups: int = 1) -> Slices:
+        """Return an axis, naming its entries on first sight."""
         key = (name, dim)
         if key not in self.axes:
             self.axes[key] = Slices(self.id_count, size, role, groups)
             self._owners[self.id_count] = name
             self.id_count += size
-        return self.axes[key].ids()
+        return self.axes[key]
 
     def owner(self, first_id: int) -> str | None:
         """Return the tensor whose axis starts at an id."""
@@ -278,22 +284,23 @@ class Facts:
         elif named.any():
             self.equalities.append((one[named] & IDS, other[named] & IDS))
 
-    def equate_axis(self, axis: AxisKey, labels: Tensor, otherwise: str) -> None:
-        """Record which channels the entries of an axis belong to; those without one are locked.
+    def equate_axes(self, axes: Iterable[Slices], labels: Tensor, otherwise: str) -> None:
+        """Record which channels the entries of axes of one size belong to; those without one are locked.
 
         Args:
-            axis: An axis that has a name.
-            labels: Shape (size of the axis,).
+            axes: The axes.
+            labels: Shape (size of each axis,).
             otherwise: Why entries without a channel are locked.
         """
-        slices, channels = self.axes[axis], labels.numpy()
-        entries = np.arange(slices.start, slices.start + slices.size)
+        channels = labels.numpy()
         named = channels >= 0
-        if named.all():
-            self.equalities.append((entries, channels & IDS))
-        else:
-            self.equalities.append((entries[named], channels[named] & IDS))
-            self.locks.append((entries[~named], otherwise))
+        all_named = named.all()
+        channels = (channels if all_named else channels[named]) & IDS
+        for axis in axes:
+            entries = np.arange(axis.start, axis.start + axis.size)
+            self.equalities.append((entries if all_named else entries[named], channels))
+            if not all_named:
+                self.locks.append((entries[~named], otherwise))
 
     def lock(self, labels: Tensor, reason: str) -> None:
         """Record that the labelled channels must all stay."""

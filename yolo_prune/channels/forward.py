@@ -25,7 +25,7 @@ def forward_unchanged(
     give the same numbers. Only the forward itself runs under `modes`.
     """
     modules = list(model.modules())
-    with _left_untouched(modules, list(model.buffers())), torch.no_grad():
+    with _left_untouched(modules), torch.no_grad():
         for module in modules:
             module.training = training and not isinstance(module, (_NormBase, _DropoutNd))
         with contextlib.ExitStack() as stack:
@@ -35,10 +35,11 @@ def forward_unchanged(
 
 
 @contextlib.contextmanager
-def _left_untouched(modules: Sequence[nn.Module], buffers: Sequence[Tensor]) -> Iterator[None]:
+def _left_untouched(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Restore every module attribute and buffer value after a forward (caches, statistics, training flags)."""
     state = [(module, dict(module.__dict__), dict(module._buffers)) for module in modules]
-    values = [(buffer, buffer.clone()) for buffer in buffers]
+    buffers = {id(buffer): buffer for _, _, own in state for buffer in own.values() if buffer is not None}
+    values = [(buffer, buffer.clone()) for buffer in buffers.values()]
     try:
         yield
     finally:

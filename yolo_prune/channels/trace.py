@@ -25,6 +25,7 @@ from yolo_prune.channels.facts import OUTPUT, CountTie, Facts, Host
 from yolo_prune.channels.forward import forward_unchanged, output_tensors
 from yolo_prune.channels.graph import ChannelGraph
 from yolo_prune.channels.rules import RULES, without_rule
+from yolo_prune.channels.tensors import named_tensors
 from yolo_prune.errors import TraceError
 
 
@@ -68,11 +69,11 @@ class LabelTracer(TorchDispatchMode):
         kwargs = kwargs or {}
         out = blank_convolution(*args) if func is CONVOLUTION else None
         out = func(*args, **kwargs) if out is None else out
-        tensors = list(_tensors_in((*args, *kwargs.values())))
+        tensors = _tensors_in((*args, *kwargs.values()))
         depends = any(self._depends(tensor) for tensor in tensors)
         if depends:
             self._refuse_reading_values(func)
-        call, results = self._number(func, args, kwargs), list(_tensors_in((out,)))
+        call, results = self._number(func, args, kwargs), _tensors_in((out,))
         if self.facts.costing or not self.facts.recall(call, results):
             self._apply_rule(func, args, kwargs, out, tensors)
             self.facts.remember(call, results)
@@ -103,18 +104,17 @@ class LabelTracer(TorchDispatchMode):
     def _number(self, func: Any, args: Any, kwargs: Any) -> int:
         """Return the number of a call; equal calls on equal values have one number."""
         try:
-            signature: Hashable = (func, self._signed(args), self._signed(tuple(kwargs.items())))
-        except KeyError:  # on a tensor that no call made, such as an attribute that is no buffer: equal to no other
-            signature = object()
-        return self.facts.number(signature)
+            return self.facts.number((func, self._signed(args), self._signed(tuple(kwargs.items()))))
+        except (KeyError, TypeError):  # a tensor that no call made, or what has no hash: equal to no other
+            return self.facts.number(object())
 
     def _signed(self, argument: Any) -> Hashable:
         if isinstance(argument, Tensor):
             name = self.facts.names.get(id(argument))
             return self._values[id(argument)].number if name is None else name
         if isinstance(argument, (list, tuple)):
-            return tuple(self._signed(item) for item in argument)
-        return (type(argument), argument) if isinstance(argument, Hashable) else _unknown(argument)
+            return tuple(map(self._signed, argument))
+        return type(argument), argument
 
     def _refuse_reading_values(self, func: Any) -> None:
         """Refuse a forward whose path may depend on what the image shows: another image might run other layers."""
@@ -126,17 +126,15 @@ class LabelTracer(TorchDispatchMode):
             )
 
 
-def _unknown(argument: Any) -> Hashable:
-    raise KeyError(argument)
-
-
-def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Yield the tensors of an operator's arguments: it takes lists at most (torch's tree walk is ten times slower)."""
+def _tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors of an operator's arguments: it takes lists at most (torch's tree walk is ten times slower)."""
+    found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, (list, tuple)):
-            yield from _tensors_in(value)
+            found += _tensors_in(value)
+    return found
 
 
 def trace(model: nn.Module, example: Tensor, *, host: Host | None = None) -> ChannelGraph:
@@ -157,6 +155,7 @@ def trace(model: nn.Module, example: Tensor, *, host: Host | None = None) -> Cha
     with _garbage_left_alone():
         for training in (False, True):
             _run(facts, model, example, training=training)
+        facts.forget_calls()
         _tie_declared(facts)
         _lock_misused(facts)
         _lock_around_untraced(facts)
@@ -182,14 +181,15 @@ def _fitting(model: nn.Module, example: Tensor) -> Tensor:
     Raises:
         TraceError: Parts of the model are not in this process's main memory.
     """
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    tensors = named_tensors(model)
+    for name, tensor in tensors.items():
         if tensor.device.type != "cpu":
             raise TraceError(
                 f"'{name}' lives on device '{tensor.device}'",
                 expected="a model on the CPU",
                 remedy="move it with model.cpu(), or load it with map_location='cpu'",
             )
-    dtype = next((tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()), example.dtype)
+    dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), example.dtype)
     return example.to(dtype)
 
 
@@ -227,10 +227,10 @@ def _area_powers(facts: Facts, model: nn.Module, example: Tensor) -> dict[int, i
     Raises:
         TraceError: A cost neither stays nor grows with the area or its square.
     """
-    unknown = [price.call for price in facts.prices if price.area_power is None]
+    unknown = {price.call for price in facts.prices if price.area_power is None}
     if not unknown:
         return {}
-    counter = CallCounter(blank=True)
+    counter = CallCounter(only=unknown)
     larger = example.new_zeros(*example.shape[:2], 2 * example.shape[2], 2 * example.shape[3])
     _forward(model, larger, training=False, modes=(counter,))
     powers = {}

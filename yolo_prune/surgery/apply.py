@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from yolo_prune.channels import BoolArray, ChannelGraph
+from yolo_prune.channels.tensors import named_tensors
 
 KeptEntries: TypeAlias = Callable[[str, int], BoolArray]
 """(parameter name relative to a module, dim) -> which of its entries were kept."""
@@ -34,19 +35,20 @@ def apply(model: nn.Module, graph: ChannelGraph, keep: BoolArray, *, reread: Seq
         PlanError: The mask breaks a lock or a tie.
     """
     graph.check_keep(keep)
-    named = [*model.named_parameters(), *model.named_buffers()]
     # Sliced tensors stand in for the dense ones while the modules are copied: no dense copy is ever made.
+    named = named_tensors(model).items()
     memo: dict[int, Any] = {id(tensor): _owned(selected(graph, keep, name, tensor), tensor) for name, tensor in named}
-    # So do new empty dictionaries: a module holds a dozen for hooks, and copying them took most of the time.
+    # So do new empty containers: a module holds a dozen for hooks, and copying them took most of the time.
     memo |= {
         id(value): type(value)()
         for module in model.modules()
         for value in vars(module).values()
-        if type(value) in (dict, OrderedDict) and not value
+        if type(value) in (dict, OrderedDict, set) and not value
     }
     slim: nn.Module = copy.deepcopy(model, memo)
+    modules = list(slim.named_modules())
     for function in (_reread_torch, *reread):  # torch's layers first: blocks read their children
-        for path, module in slim.named_modules():
+        for path, module in modules:
 
             def kept(name: str, dim: int, prefix: str = f"{path}." if path else "") -> BoolArray:
                 return keep[graph.axes[prefix + name, dim].channels]

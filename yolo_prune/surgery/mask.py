@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from yolo_prune.channels import BoolArray, ChannelGraph, Role
+from yolo_prune.channels.tensors import named_tensors
 
 
 def silence(model: nn.Module, graph: ChannelGraph, keep: BoolArray, *, constants: bool = False) -> None:
@@ -19,7 +20,7 @@ def silence(model: nn.Module, graph: ChannelGraph, keep: BoolArray, *, constants
         keep: Keep mask of shape (channels,).
         constants: Leave biases and shifts alone, so that removed channels carry the constant that is left of them.
     """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = named_tensors(model)
     with torch.no_grad():
         for (name, dim), axis in graph.axes.items():
             removed = torch.from_numpy(~keep[axis.channels])

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from yolo_prune.channels import BoolArray, ChannelGraph, Host
 from yolo_prune.channels.counting import CallCounter
 from yolo_prune.channels.forward import forward_unchanged, output_tensors
+from yolo_prune.channels.tensors import named_tensors
 from yolo_prune.errors import VerificationError
 from yolo_prune.surgery.apply import selected
 from yolo_prune.surgery.mask import silence
@@ -104,7 +105,7 @@ class Verifier:
         side, generator = graph.cost.imgsz_px, torch.Generator().manual_seed(seed)
         self._image = torch.rand(1, _image_channels(dense), side, side, generator=generator, dtype=torch.float64)
         _enliven(self._reference, torch.cat([self._image, 1.0 - self._image]), generator)
-        self._lively = {name: tensor.detach().clone() for name, tensor in _tensors(self._reference).items()}
+        self._lively = {name: tensor.detach().clone() for name, tensor in named_tensors(self._reference).items()}
 
     def verify(self, slim: nn.Module, keep: BoolArray) -> Verification:
         """Compare a slim copy with the silenced dense model, and its counted cost with the predicted one.
@@ -120,9 +121,9 @@ class Verifier:
         self._require_selection(slim, keep)
         candidate = copy.deepcopy(slim).double()
         with torch.no_grad():
-            for name, tensor in _tensors(self._reference).items():
+            for name, tensor in named_tensors(self._reference).items():
                 tensor.copy_(self._lively[name])
-            for name, tensor in _tensors(candidate).items():
+            for name, tensor in named_tensors(candidate).items():
                 tensor.copy_(selected(self._graph, keep, name, self._lively[name]))
         silence(self._reference, self._graph, keep)
         errors, responses = zip(
@@ -142,7 +143,7 @@ class Verifier:
 
     def _require_selection(self, slim: nn.Module, keep: BoolArray) -> None:
         """Raise unless each tensor of the slim model holds exactly the kept entries of the dense one."""
-        dense, found = _tensors(self._dense), _tensors(slim)
+        dense, found = named_tensors(self._dense), named_tensors(slim)
         for name in sorted(dense.keys() | found.keys()):
             expected = selected(self._graph, keep, name, dense[name]) if name in dense else None
             if expected is None or name not in found or not torch.equal(expected, found[name]):
@@ -179,10 +180,6 @@ def counted_macs(model: nn.Module, image: Tensor) -> int:
 
 def _outputs(model: nn.Module, image: Tensor, host: Host, *, training: bool) -> list[Tensor]:
     return output_tensors(host.outputs(forward_unchanged(model, image, training=training)))
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _enliven(model: nn.Module, images: Tensor, generator: torch.Generator) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from yolo_prune.channels.facts import Facts
 from yolo_prune.channels.graph import Role
 from yolo_prune.channels.labels import NONE, ids
-from yolo_prune.channels.rules.registry import aten, follow, per_channel, read, rule, tie_vector, without_rule
+from yolo_prune.channels.rules.registry import aten, follow, per_channel, read, rule, tie_vectors, without_rule
 
 
 @rule(aten.convolution)
@@ -25,12 +25,12 @@ def convolution(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, 
     inputs = torch.full((x.shape[1],), NONE) if label is None else per_channel(facts, label, "convolution")
     outputs = _grouped(facts, name, inputs, out.shape[1], groups, transposed=transposed)
     if bias is not None:
-        tie_vector(facts, bias, Role.PRODUCER, outputs)
+        tie_vectors(facts, [(bias, Role.PRODUCER)], outputs)
     facts.set_planes(out, outputs)
-    positions = (x if transposed else out)[0, 0].numel()
-    pooled = x[0, 0].numel() == 1  # a trace image spans at least two cells of the coarsest map
+    positions = (x if transposed else out).shape[2:].numel()
+    pooled = x.shape[2:].numel() == 1  # a trace image spans at least two cells of the coarsest map
     untracked = 1 if (name, 1) in facts.axes else weight.shape[1]  # 1 for depthwise
-    facts.price(weight[0, 0].numel() * positions * untracked, [(name, 0), (name, 1)], 0 if pooled else 1)
+    facts.price(weight.shape[2:].numel() * positions * untracked, [(name, 0), (name, 1)], 0 if pooled else 1)
 
 
 def _grouped(facts: Facts, name: str, inputs: Tensor, width: int, groups: int, *, transposed: bool) -> Tensor:
@@ -41,13 +41,12 @@ def _grouped(facts: Facts, name: str, inputs: Tensor, width: int, groups: int, *
     """
     out_dim, in_dim = (1, 0) if transposed else (0, 1)
     if groups > 1 and groups == len(inputs) and (width == groups or not transposed):
-        outputs = facts.axis(name, 0, width, Role.PRODUCER)
-        follow(facts, (name, 0), inputs.repeat_interleave(width // groups))
-        return outputs
+        filters = facts.axis(name, 0, width, Role.PRODUCER)
+        follow(facts, [filters], inputs if width == groups else inputs.repeat_interleave(width // groups))
+        return filters.ids()
     # Only dim 1 of a grouped weight is shared by the groups; dim 0 lists them one after the other.
-    outputs = facts.axis(name, out_dim, width, Role.PRODUCER, groups=groups if out_dim == 1 else 1)
-    facts.axis(name, in_dim, len(inputs), Role.CONSUMER, groups=groups if in_dim == 1 else 1)
-    read(facts, (name, in_dim), inputs)
+    outputs = facts.axis(name, out_dim, width, Role.PRODUCER, groups=groups if out_dim == 1 else 1).ids()
+    read(facts, facts.axis(name, in_dim, len(inputs), Role.CONSUMER, groups=groups if in_dim == 1 else 1), inputs)
     if groups > 1:
         facts.tie(outputs.view(groups, -1).unbind(), "grouped convolution")
         facts.tie(inputs.view(groups, -1).unbind(), "grouped convolution")
@@ -64,11 +63,10 @@ def linear(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any],
         return
     label = facts.label(x)
     inputs = torch.full((x.shape[1],), NONE) if label is None else per_channel(facts, label, "a linear layer")
-    outputs = facts.axis(name, 0, out.shape[1], Role.PRODUCER)
-    facts.axis(name, 1, x.shape[1], Role.CONSUMER)
-    read(facts, (name, 1), inputs)
+    outputs = facts.axis(name, 0, out.shape[1], Role.PRODUCER).ids()
+    read(facts, facts.axis(name, 1, x.shape[1], Role.CONSUMER), inputs)
     if len(args) == 3:
-        tie_vector(facts, args[0], Role.PRODUCER, outputs)
+        tie_vectors(facts, [(args[0], Role.PRODUCER)], outputs)
     facts.set_planes(out, outputs)
     facts.price(len(x), [(name, 0), (name, 1)], 0 if len(x) == 1 else None)  # one row: a pooled image
 
@@ -84,13 +82,9 @@ def batch_norm(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, A
         without_rule(facts, func, args, kwargs, out)
         return
     channels = ids(per_channel(facts, label, "batch norm"))
-    for vector, role in (
-        (scale, Role.PRODUCER),
-        (shift, Role.PRODUCER),
-        (mean, Role.STATISTIC),
-        (variance, Role.STATISTIC),
-    ):
-        tie_vector(facts, vector, role, channels)
+    produced = [(scale, Role.PRODUCER), (shift, Role.PRODUCER)]
+    measured = [(mean, Role.STATISTIC), (variance, Role.STATISTIC)]
+    tie_vectors(facts, produced + measured, channels)
     _note_norm(facts, channels, scale)
     facts.set_planes(result, channels)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from yolo_prune.channels.facts import Facts
-from yolo_prune.channels.graph import AxisKey, Role
+from yolo_prune.channels.facts import Facts, Slices
+from yolo_prune.channels.graph import Role
 from yolo_prune.channels.labels import NONE, loud
 
 Rule: TypeAlias = Callable[[Facts, Any, Sequence[Any], dict[str, Any], Any], None]
@@ -56,24 +56,26 @@ def per_channel(facts: Facts, label: Tensor, operator: str) -> Tensor:
     return torch.full_like(channels, NONE)
 
 
-def read(facts: Facts, axis: AxisKey, inputs: Tensor) -> None:
+def read(facts: Facts, axis: Slices, inputs: Tensor) -> None:
     """Tie an input axis to the channels that it reads; entries that read no channel, or a constant, cannot be cut."""
-    facts.equate_axis(axis, inputs, "reads the image or what no rule could follow")
+    facts.equate_axes([axis], inputs, "reads the image or what no rule could follow")
     noisy = loud(inputs)
     if noisy.any():
         facts.lock(inputs[noisy], f"would carry a constant into {facts.place()} if it were silent")
 
 
-def follow(facts: Facts, axis: AxisKey, inputs: Tensor) -> None:
+def follow(facts: Facts, axes: Iterable[Slices], inputs: Tensor) -> None:
     """Depthwise: each entry lives with the channel that it scales, and is silent whatever that carries."""
-    facts.equate_axis(axis, inputs, "filters, channel by channel, what no rule could follow")
+    facts.equate_axes(axes, inputs, "filters, channel by channel, what no rule could follow")
 
 
-def tie_vector(facts: Facts, vector: Tensor, role: Role, channels: Tensor) -> None:
-    """Tie a per-channel vector of the model to its channels."""
-    name = facts.names.get(id(vector))
-    if name is None:
-        facts.lock(channels, f"has a vector of its own that is computed, not stored, in {facts.place()}")
-    else:
-        facts.axis(name, 0, len(vector), role)
-        follow(facts, (name, 0), channels)
+def tie_vectors(facts: Facts, vectors: Iterable[tuple[Tensor, Role]], channels: Tensor) -> None:
+    """Tie per-channel vectors of the model to their channels, shape (channels,)."""
+    axes = []
+    for vector, role in vectors:
+        name = facts.names.get(id(vector))
+        if name is None:
+            facts.lock(channels, f"has a vector of its own that is computed, not stored, in {facts.place()}")
+        else:
+            axes.append(facts.axis(name, 0, len(channels), role))
+    follow(facts, axes, channels)

@@ -156,8 +156,9 @@ def raw_outputs(result: Any) -> Any:
 
 def host_for(model: nn.Module) -> Host:
     """Describe a model of this host to the tracer."""
-    dropped = tuple(f"{path}." for path in _training_only(model))
-    apart = [f"{path}." for path, module in model.named_modules() if isinstance(module, APART)]
+    modules = list(model.named_modules())
+    dropped = tuple(f"{path}." for path in _training_only(modules))
+    apart = tuple(f"{path}." for path, module in modules if isinstance(module, APART))
     return Host(
         outputs=raw_outputs,
         resizes=lambda module: isinstance(module, tuple(REREAD)),
@@ -169,8 +170,8 @@ def host_for(model: nn.Module) -> Host:
             if isinstance(module, block)
             for entries in heads(module)
         ],
-        apart=lambda path: any(f"{path}.".startswith(prefix) for prefix in apart),
-        training_only=lambda path: f"{path}.".startswith(dropped) if dropped else False,
+        apart=lambda path: f"{path}.".startswith(apart),
+        training_only=lambda path: f"{path}.".startswith(dropped),
     )
 
 
@@ -181,9 +182,9 @@ def _scaling(module: nn.Module, layer: str) -> tuple[str, ...]:
     return tuple(".".join((*path, name)) for name in ("weight", "bias"))
 
 
-def _training_only(model: nn.Module) -> Iterator[str]:
+def _training_only(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[str]:
     """Yield the paths of submodules that deployment merges or drops."""
-    for path, module in model.named_modules():
+    for path, module in modules:
         for block, names in MERGED.items():
             if isinstance(module, block):
                 yield from (f"{path}.{name}" for name in names)
