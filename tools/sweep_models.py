@@ -59,7 +59,10 @@ NOT_EXPORTED = ("yolov8-world",)
 
 RECORD = ROOT / "tools" / "records" / "coverage.json"
 
-ENGINE = ("channels", "allocation", "surgery", "hosts/ultralytics/blocks.py", "hosts/ultralytics/surgery.py")
+ENGINE = ("channels", "allocation/constraints.py", "allocation/coupled.py", "allocation/ladders.py", "surgery/apply.py",
+          "surgery/copying.py", "surgery/mask.py", "surgery/verify.py", "hosts/ultralytics/blocks.py",
+          "hosts/ultralytics/surgery.py")  # fmt: skip
+"""The code that decides what can be pruned and how, and the proof."""
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.channels.tensors import named_tensors
+from yolo_prune.surgery.copying import copied
 
 KeptEntries: TypeAlias = Callable[[str, int], BoolArray]
 """(parameter name relative to a module, dim) -> which of its entries were kept."""
@@ -36,16 +35,7 @@ def apply(model: nn.Module, graph: ChannelGraph, keep: BoolArray, *, reread: Seq
     """
     graph.check_keep(keep)
     # Sliced tensors stand in for the dense ones while the modules are copied: no dense copy is ever made.
-    named = named_tensors(model).items()
-    memo: dict[int, Any] = {id(tensor): _owned(selected(graph, keep, name, tensor), tensor) for name, tensor in named}
-    # So do new empty containers: a module holds a dozen for hooks, and copying them took most of the time.
-    memo |= {
-        id(value): type(value)()
-        for module in model.modules()
-        for value in vars(module).values()
-        if type(value) in (dict, OrderedDict, set) and not value
-    }
-    slim: nn.Module = copy.deepcopy(model, memo)
+    slim = copied(model, {name: selected(graph, keep, name, tensor) for name, tensor in named_tensors(model).items()})
     modules = list(slim.named_modules())
     for function in (_reread_torch, *reread):  # torch's layers first: blocks read their children
         for path, module in modules:
@@ -83,13 +73,6 @@ def rescaled(graph: ChannelGraph, keep: BoolArray, name: str, tensor: Tensor) ->
                 tensor = tensor.clone()
                 tensor[torch.from_numpy(rescale.entries)] *= float(kept) ** 0.5
     return tensor
-
-
-def _owned(value: Tensor, source: Tensor) -> Tensor:
-    """Return a value in memory of its own, as a parameter where its source is one."""
-    if value.data_ptr() == source.data_ptr():
-        value = value.clone()
-    return nn.Parameter(value, requires_grad=source.requires_grad) if isinstance(source, nn.Parameter) else value
 
 
 def _reread_torch(module: nn.Module, kept: KeptEntries) -> None:  # noqa: ARG001

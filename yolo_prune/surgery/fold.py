@@ -8,7 +8,6 @@ constant met padding, so there it is an approximation.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from yolo_prune.channels import BoolArray, ChannelGraph, Role
 from yolo_prune.channels.forward import forward_unchanged
+from yolo_prune.surgery.copying import copied
 from yolo_prune.surgery.mask import silence
 
 
@@ -88,7 +88,7 @@ def _constants(dense: nn.Module, graph: ChannelGraph, keep: BoolArray, example: 
 
     Measuring them where they arrive covers sums, concatenations and pooling without another rule.
     """
-    model = copy.deepcopy(dense).double()
+    model = copied(dense).double()
     silence(model, graph, keep, constants=True)
     found: dict[str, Tensor] = {}
     handles = []

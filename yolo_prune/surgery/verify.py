@@ -8,7 +8,6 @@ statistics measured anew, so that every channel carries signal: a barely trained
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from yolo_prune.channels.forward import forward_unchanged, output_tensors
 from yolo_prune.channels.tensors import named_tensors
 from yolo_prune.errors import VerificationError
 from yolo_prune.surgery.apply import selected
+from yolo_prune.surgery.copying import copied
 from yolo_prune.surgery.mask import silence
 
 TOLERANCE = 1e-9
@@ -101,7 +101,7 @@ class Verifier:
         seed: int = 0,
     ) -> None:
         self._dense, self._graph, self._host, self._deployed = dense, graph, host or Host(), deployed
-        self._reference = copy.deepcopy(dense).double()
+        self._reference = copied(dense).double()
         side, generator = graph.cost.imgsz_px, torch.Generator().manual_seed(seed)
         self._image = torch.rand(1, _image_channels(dense), side, side, generator=generator, dtype=torch.float64)
         _enliven(self._reference, torch.cat([self._image, 1.0 - self._image]), generator)
@@ -119,12 +119,11 @@ class Verifier:
                 in number or shape.
         """
         self._require_selection(slim, keep)
-        candidate = copy.deepcopy(slim).double()
+        lively = {name: selected(self._graph, keep, name, self._lively[name]) for name in named_tensors(slim)}
+        candidate = copied(slim, lively).double()  # a host may keep tensors of its own beside
         with torch.no_grad():
             for name, tensor in named_tensors(self._reference).items():
                 tensor.copy_(self._lively[name])
-            for name, tensor in named_tensors(candidate).items():
-                tensor.copy_(selected(self._graph, keep, name, self._lively[name]))
         silence(self._reference, self._graph, keep)
         errors, responses = zip(
             *(self._compare(candidate, training=training) for training in (False, True)), strict=True
