@@ -47,12 +47,18 @@ def filters(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tupl
             yield (name, dim), tensors[name].detach().float().movedim(dim, 0).flatten(1)
 
 
-def scales(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AxisKey, Tensor]]:
-    """Yield each batch-norm scale, as (axis, vector of shape (channels,))."""
+def scale_axes(graph: ChannelGraph) -> Iterator[AxisKey]:
+    """Yield the axis of each batch-norm scale."""
     for name, dim in graph.axes:
         module, _, leaf = name.rpartition(".")
         if leaf == "weight" and (f"{module}.running_mean", 0) in graph.axes:
-            yield (name, dim), tensors[name].detach().double()
+            yield name, dim
+
+
+def scales(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AxisKey, Tensor]]:
+    """Yield each batch-norm scale, as (axis, vector of shape (channels,))."""
+    for key in scale_axes(graph):
+        yield key, tensors[key[0]].detach().double()
 
 
 def score_channels(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -26,6 +26,9 @@ from yolo_prune.hosts.ultralytics.checkpoints import (
     widths,
 )
 from yolo_prune.hosts.ultralytics.refusals import training_refused
+
+Callback: TypeAlias = Callable[[Any], None]
+"""Called by the host's trainer with itself."""
 
 
 class SlimTrainerMixin:
@@ -72,6 +75,10 @@ class SlimTrainerMixin:
 
 class SlimDetectionTrainer(SlimTrainerMixin, DetectionTrainer):
     """The stock detection trainer for slim networks."""
+
+
+TRAINERS: dict[str, type[SlimTrainerMixin]] = {"detect": SlimDetectionTrainer}
+"""The trainer of each task."""
 
 
 def trainable_copy(weights: nn.Module) -> nn.Module:
@@ -122,12 +129,15 @@ def require_stock_values(stock: Mapping[str, Any]) -> None:
         check_cfg(dict(stock))
 
 
-def train(model: str | Path, *, resume: bool = False, **stock: Any) -> Path:
+def train(
+    model: str | Path, *, resume: bool = False, callbacks: Mapping[str, Callback] | None = None, **stock: Any
+) -> Path:
     """Train with the stock trainer, slim networks included.
 
     Args:
         model: A checkpoint, dense or slim, a yaml name, or the `last.pt` of the run that is resumed.
         resume: Continue an interrupted run.
+        callbacks: More to be called, by event of the host; picklable, since training on several GPUs sends them on.
         stock: Any training key of the host.
 
     Returns:
@@ -151,7 +161,9 @@ def train(model: str | Path, *, resume: bool = False, **stock: Any) -> Path:
             expected="the last.pt of an interrupted run",
             remedy="leave `resume` out to start a new training from it",
         )
-    yolo.train(trainer=SlimDetectionTrainer, resume=resume, **stock)
+    for event, callback in (callbacks or {}).items():
+        yolo.add_callback(event, callback)
+    yolo.train(trainer=TRAINERS[yolo.task], resume=resume, **stock)
     best: Path = yolo.trainer.best
     return best if best.is_file() else yolo.trainer.last
 

@@ -1,0 +1,283 @@
+"""Network slimming: a penalty on batch-norm scales, applied where the optimizer steps.
+
+Source: Liu et al., Learning Efficient Convolutional Networks through Network Slimming, 2017: `grad(gamma) += s *
+sign(gamma)`. A channel that several batch norms scale (those of a shortcut) has the group norm of its scales as
+penalty: Yuan and Lin, Model selection and estimation in regression with grouped variables, 2006.
+
+The penalty belongs between clipping and the step, once per step: added after every `backward()` it would be divided by
+the AMP scale, shrunk by the clip and counted once per micro-batch. So it hooks the optimizer itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
+from yolo_prune.errors import ConfigError
+from yolo_prune.importance.base import FloatArray, scale_axes, scales
+
+Mode: TypeAlias = Literal["proximal", "subgradient"]
+Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
+
+MODES: tuple[str, ...] = get_args(Mode)
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
+
+ADAPTIVE = (torch.optim.Adam, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop)
+"""Optimizers that divide by the gradient's own size (AdamW is an Adam): a subgradient of any strength moves alike."""
+
+TINY = float(np.finfo(np.float32).tiny)
+"""Keeps 0 / 0 from being NaN."""
+
+
+def schedule_factor(schedule: Schedule, progress: float) -> float:
+    """Return the share of the full strength that applies at a point of the training.
+
+    Args:
+        schedule: `constant` stays at 1; `linear` and `cosine` fall to 0.
+        progress: Share of the training that is done, 0 to 1.
+    """
+    if schedule == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0
+
+
+def penalised_channels(graph: ChannelGraph, groups: Iterable[int] | None = None) -> BoolArray:
+    """Return which channels are penalised, shape (channels,): those of free groups that a batch norm scales.
+
+    Args:
+        graph: The channel graph.
+        groups: Indices of the groups in scope; by default all.
+    """
+    scaled = np.zeros(graph.channel_count, dtype=bool)
+    for name, dim in scale_axes(graph):
+        scaled[graph.axes[name, dim].channels] = True
+    chosen = np.zeros(graph.channel_count, dtype=bool)
+    for index in set(graph.free_groups() if groups is None else groups) & set(graph.free_groups()):
+        chosen[graph.groups[index].channels] = True
+    return scaled & chosen
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """The scales that one optimizer step penalises, laid end to end.
+
+    Attributes:
+        tensors: The parameters.
+        param_groups: For each, the index of its parameter group in the optimizer.
+        sizes: Their lengths.
+        channels: For each entry, its penalised channel's number, or the number of channels where it is left alone.
+        weights: Square root of the number of scales of each channel; 0 for the last, which stands for no channel.
+    """
+
+    tensors: list[Tensor]
+    param_groups: list[int]
+    sizes: list[int]
+    channels: Tensor
+    weights: Tensor
+
+
+class ScalePenalty:
+    """The penalty of one training.
+
+    `proximal` shrinks after each step, `norm <- max(norm - lr * s * sqrt(n), 0)` over the n scales of a channel: true
+    zeros, whatever AMP, momentum, clipping or the optimizer do. `subgradient` adds `s * sqrt(n) * gamma / norm` to the
+    gradients before each step, which for one scale is the paper's `s * sign(gamma)`.
+
+    Args:
+        graph: Channel graph of the model that is trained.
+        parameters: Its parameters by name.
+        chosen: Which channels are penalised, shape (channels,).
+        mode: See above.
+
+    Attributes:
+        strength: s, to be set at any time.
+        steps: Optimizer steps since the last `forget`.
+        lr_sum: Sum of their learning rates for scales, averaged over the scales.
+
+    Raises:
+        ConfigError: No channel is penalised.
+    """
+
+    def __init__(
+        self, graph: ChannelGraph, parameters: Mapping[str, Tensor], chosen: BoolArray, *, mode: Mode = "proximal"
+    ) -> None:
+        self.mode, self.strength = mode, 0.0
+        self.graph, self.chosen = graph, chosen
+        self._parameters = {
+            name: parameters[name]
+            for name, dim in scale_axes(graph)
+            if chosen[graph.axes[name, dim].channels].any() and parameters[name].requires_grad
+        }
+        if not self._parameters:
+            raise ConfigError(
+                "no batch-norm scale may be penalised",
+                expected="free channels with a trainable batch norm in the scope",
+                remedy="widen sparsity_scope, or freeze less",
+            )
+        self._numbers: IntArray = np.cumsum(chosen) - 1
+        self._entries: _Entries | None = None
+        self._handles: list[Any] = []
+        self.forget()
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Hook an optimizer; an earlier one is let go.
+
+        Raises:
+            ConfigError: A subgradient with an adaptive optimizer, or the optimizer trains none of the scales.
+        """
+        self.detach()
+        if self.mode == "subgradient" and isinstance(optimizer, ADAPTIVE):
+            raise ConfigError(
+                f"sparsity_mode=subgradient with {type(optimizer).__name__}",
+                expected="SGD: an adaptive optimizer divides the penalty by its own size, so its strength is lost",
+                remedy="optimizer=SGD, or sparsity_mode=proximal, which works with any optimizer",
+            )
+        self._entries = self._collect(optimizer)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def detach(self) -> None:
+        """Let the optimizer go."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def forget(self) -> None:
+        """Begin new sums."""
+        self.steps, self.lr_sum = 0, 0.0
+        self._gradients: Tensor | None = None
+
+    def _collect(self, optimizer: Optimizer) -> _Entries:
+        place = {id(tensor): index for index, group in enumerate(optimizer.param_groups) for tensor in group["params"]}
+        tensors = {name: tensor for name, tensor in self._parameters.items() if id(tensor) in place}
+        if not tensors:
+            raise ConfigError("the optimizer trains no penalised scale", expected="one over this model's parameters")
+        none = int(self.chosen.sum())
+        axes = [self.graph.axes[name, 0].channels for name in tensors]
+        numbers = np.concatenate([np.where(self.chosen[channels], self._numbers[channels], none) for channels in axes])
+        weights = np.sqrt(np.bincount(numbers, minlength=none + 1)).astype(np.float32)
+        weights[none] = 0.0
+        device = next(iter(tensors.values())).device
+        return _Entries(
+            tensors=list(tensors.values()),
+            param_groups=[place[id(tensor)] for tensor in tensors.values()],
+            sizes=[len(tensor) for tensor in tensors.values()],
+            channels=torch.from_numpy(numbers).to(device),
+            weights=torch.from_numpy(weights).to(device),
+        )
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        entries = self._known_entries()
+        gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in entries.tensors]
+        total = torch.cat(gradients).abs()
+        self._gradients = total if self._gradients is None else self._gradients + total
+        self.steps += 1
+        rates = [optimizer.param_groups[index]["lr"] for index in entries.param_groups]
+        self.lr_sum += float(np.average(rates, weights=entries.sizes))
+        if self.mode == "subgradient" and self.strength:
+            gamma, norms = self._norms(entries)
+            directions = gamma / norms.clamp_min(TINY)[entries.channels]  # of one scale: its sign, to the last bit
+            penalty = self.strength * entries.weights[entries.channels] * directions
+            for tensor, gradient, part in zip(entries.tensors, gradients, penalty.split(entries.sizes), strict=True):
+                tensor.grad = gradient.add_(part)
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if self.mode != "proximal" or not self.strength:
+            return
+        entries = self._known_entries()
+        _, norms = self._norms(entries)
+        rates = [optimizer.param_groups[index]["lr"] for index in entries.param_groups]
+        # A channel whose scales learn at different rates shrinks by their mean.
+        lr = torch.repeat_interleave(norms.new_tensor(rates), torch.tensor(entries.sizes, device=norms.device))
+        lr_sums = torch.zeros_like(norms).index_add_(0, entries.channels, lr)
+        mean_lr = lr_sums / entries.weights.square().clamp_min(1.0)
+        step = self.strength * entries.weights * mean_lr
+        factors = (1.0 - step / norms.clamp_min(TINY)).clamp_min(0.0)
+        factors[-1] = 1.0  # what is left alone
+        torch._foreach_mul_(entries.tensors, list(factors[entries.channels].split(entries.sizes)))
+
+    def _known_entries(self) -> _Entries:
+        assert self._entries is not None  # hooks run on an attached optimizer only
+        return self._entries
+
+    def _norms(self, entries: _Entries) -> tuple[Tensor, Tensor]:
+        """Return all scales, and the norm over the scales of each channel."""
+        gamma = torch.cat([tensor.detach() for tensor in entries.tensors])
+        squares = torch.zeros_like(entries.weights).index_add_(0, entries.channels, gamma.square())
+        return gamma, squares.sqrt()
+
+    def mean_gradient(self) -> FloatArray:
+        """Return the mean |task gradient| of each channel's scales since the last `forget`, shape (channels,).
+
+        NaN for channels that are not penalised, or before the first step.
+        """
+        entries, result = self._known_entries(), np.full(len(self.chosen), np.nan)
+        if self._gradients is None:
+            return result
+        sums = torch.zeros_like(entries.weights).index_add_(0, entries.channels, self._gradients)
+        counts = entries.weights.square()[:-1].clamp_min(1.0)
+        result[self.chosen] = (sums[:-1] / counts / self.steps).double().cpu().numpy()
+        return result
+
+
+def channel_scales(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> FloatArray:
+    """Return the root mean square over the batch-norm scales of each channel, shape (channels,); NaN where none is.
+
+    For a channel with one scale this is |gamma|.
+    """
+    squares, members = np.zeros(graph.channel_count), np.zeros(graph.channel_count)
+    for key, gamma in scales(graph, tensors):
+        channels = graph.axes[key].channels
+        np.add.at(squares, channels, gamma.cpu().numpy() ** 2)
+        np.add.at(members, channels, 1)
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(squares / members)
+
+
+@dataclass(frozen=True)
+class AutoStrength:
+    """The strength that lets a share of the channels reach zero by the end of the training.
+
+    With nothing against it a scale moves by `s * sum(lr)`, times `1 / (1 - momentum)` for a subgradient. The loss pulls
+    back, so after each epoch the strength is set anew from what is left to move, what is left of the learning rates, and
+    the share of the last epoch's movement that arrived.
+
+    Attributes:
+        share: Share of the penalised channels that shall reach zero.
+    """
+
+    share: float = 0.5
+
+    def wish(self, norms: FloatArray) -> float:
+        """Return how far a channel has to move so that the share of all moves to zero.
+
+        Args:
+            norms: The penalised channels' scales, shape (penalised,).
+        """
+        return float(np.quantile(norms, self.share))
+
+    def strength(self, distance: float, lr_left: float, *, arrived: float = 1.0) -> float:
+        """Return the strength that covers a distance.
+
+        Args:
+            distance: How far scales have to move.
+            lr_left: Sum of the learning rates of the steps to come, times what momentum adds.
+            arrived: Share of the nominal movement that is seen.
+        """
+        return distance / (max(lr_left, 1e-12) * min(max(arrived, MOST_RESISTANCE), 1.0))
+
+
+MOST_RESISTANCE = 0.1
+"""Least share of the nominal movement that is believed, so that one epoch of standstill multiplies by ten at most."""
