@@ -251,8 +251,8 @@ class AutoStrength:
     """The strength that lets a share of the channels reach zero by the end of the training.
 
     With nothing against it a scale moves by `s * sum(lr)`, times `1 / (1 - momentum)` for a subgradient. The loss pulls
-    back, so after each epoch the strength is set anew from what is left to move, what is left of the learning rates, and
-    the share of the last epoch's movement that arrived.
+    back, so after each epoch the strength is set anew from what is left to move, what is left of the learning rates,
+    and the share of the last epoch's movement that arrived.
 
     Attributes:
         share: Share of the penalised channels that shall reach zero.
