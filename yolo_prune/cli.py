@@ -56,6 +56,12 @@ def _prune() -> tuple[Any, Callable[..., Result]]:
     return PruneConfig, prune
 
 
+def _train() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.train import TrainConfig, train_model
+
+    return TrainConfig, train_model
+
+
 def _finetune() -> tuple[Any, Callable[..., Result]]:
     from yolo_prune.pipeline.train import FinetuneConfig, finetune
 
@@ -89,6 +95,7 @@ def _run() -> tuple[Any, Callable[..., Result]]:
 VERBS: dict[str, Verb] = {
     "inspect": Verb(summary="show what may be cut of a model, what not and why", load=_inspect),
     "prune": Verb(summary="write a slim, verified checkpoint", load=_prune),
+    "train": Verb(summary="train as `yolo train` does, with sparsity if asked for", load=_train, passes_on=True),
     "finetune": Verb(summary="train a slim checkpoint without rebuilding it", load=_finetune, passes_on=True),
     "evaluate": Verb(summary="measure mAP of a checkpoint", load=_evaluate),
     "export": Verb(summary="export to ONNX or NCNN and prove that the artefact agrees", load=_export),

@@ -140,11 +140,17 @@ class ScalePenalty:
                 expected="SGD: an adaptive optimizer divides the penalty by its own size, so its strength is lost",
                 remedy="optimizer=SGD, or sparsity_mode=proximal, which works with any optimizer",
             )
-        self._entries = self._collect(optimizer)
+        self._entries, self._optimizer = self._collect(optimizer), optimizer
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+
+    def mean_setting(self, key: str) -> float:
+        """Return a setting of the optimizer, such as "lr", averaged over the scales; 0 where it has none."""
+        entries = self._known_entries()
+        values = [self._optimizer.param_groups[index].get(key, 0.0) for index in entries.param_groups]
+        return float(np.average(values, weights=entries.sizes))
 
     def detach(self) -> None:
         """Let the optimizer go."""
@@ -177,14 +183,13 @@ class ScalePenalty:
         )
 
     @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    def _before_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         entries = self._known_entries()
         gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in entries.tensors]
         total = torch.cat(gradients).abs()
         self._gradients = total if self._gradients is None else self._gradients + total
         self.steps += 1
-        rates = [optimizer.param_groups[index]["lr"] for index in entries.param_groups]
-        self.lr_sum += float(np.average(rates, weights=entries.sizes))
+        self.lr_sum += self.mean_setting("lr")
         if self.mode == "subgradient" and self.strength:
             gamma, norms = self._norms(entries)
             directions = gamma / norms.clamp_min(TINY)[entries.channels]  # of one scale: its sign, to the last bit

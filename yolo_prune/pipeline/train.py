@@ -1,18 +1,39 @@
-"""`finetune` and `evaluate`: the host's trainer and validator, slim networks included."""
+"""`train`, `finetune` and `evaluate`: the host's trainer and validator, slim networks included."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from yolo_prune.configuration import json_setting, setting
 from yolo_prune.errors import CheckpointError, ConfigError
-from yolo_prune.hosts.ultralytics.checkpoints import is_slim, read_checkpoint
+from yolo_prune.hosts.ultralytics.checkpoints import is_slim, load_model, read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, require_split
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
-from yolo_prune.hosts.ultralytics.trainer import require_stock_values, train
+from yolo_prune.hosts.ultralytics.sparsity import SCOPES, Scope, SparsityOptions, SparsityTraining, options_of
+from yolo_prune.hosts.ultralytics.trainer import read_stock_yaml, require_stock_values, train
+from yolo_prune.methods.slimming import MODES, SCHEDULES, Mode, Schedule
 from yolo_prune.report import render
+from yolo_prune.report.scales import draw_scales
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Settings of `train`; every training key of the host (epochs=, lr0=, cfg=, ...) may be added."""
+
+    model: str = setting(help="checkpoint, dense or slim, a yaml name, or the last.pt of an interrupted run")
+    data: str | None = setting(None, help="data yaml; may stand in cfg=, and is known with resume=true")
+    resume: bool = setting(False, help="continue the interrupted run of `model`, its sparsity included")
+    sparsity: str | None = setting(None, help="strength of the penalty on batch-norm scales, or auto")
+    sparsity_mode: str = setting("proximal", help=f"{' or '.join(MODES)} (SGD only)")
+    sparsity_schedule: str = setting("constant", help=f"how the strength decays: {', '.join(SCHEDULES)}")
+    sparsity_scope: list[str] = setting(list(SCOPES), help="parts of the network that are penalised")
+    sparsity_share: float = setting(0.5, help="share of the penalised channels that auto drives to zero")
+    distill: str | None = setting(None, help="teacher checkpoint, such as the dense model: the host's distillation")
+    json: str | None = json_setting("the result")
 
 
 @dataclass(kw_only=True)
@@ -61,6 +82,80 @@ def finetune(config: FinetuneConfig, stock: dict[str, Any]) -> Training:
         raise ConfigError("'data=' is required", expected="data: a data yaml")
     require_stock_values(stock)
     return Training(best=train(model, resume=config.resume, **stock))
+
+
+def train_model(config: TrainConfig, stock: dict[str, Any]) -> Training:
+    """Train with the host's trainer: any checkpoint or yaml, with sparsity or without.
+
+    Raises:
+        YoloPruneError: Settings, checkpoint or data that cannot be trained with.
+    """
+    options = sparsity_options(config)
+    load_model(config.model)  # refuses fused, damaged and hostile checkpoints before the host reads them
+    if config.distill is not None:
+        read_checkpoint(Path(config.distill))
+        stock = {**stock, "distill_model": config.distill}
+    if config.data is not None:
+        for split in ("train", "val"):
+            require_split(Path(config.data), split)
+        stock = {**stock, "data": config.data}
+    elif not config.resume and not stock.get("cfg"):
+        raise ConfigError("'data=' is required", expected="data: a data yaml")
+    require_stock_values({key: value for key, value in stock.items() if key != "cfg"})
+    if config.resume:
+        options = _resumed_options(config, options)
+    elif options is not None and options.mode == "subgradient":
+        stock = _with_sgd(stock)
+    callbacks = None if options is None else SparsityTraining(options, draw=draw_scales).callbacks()
+    return Training(best=train(config.model, resume=config.resume, callbacks=callbacks, **stock))
+
+
+def sparsity_options(config: TrainConfig) -> SparsityOptions | None:
+    """Return how scales are penalised; None if they are not.
+
+    Raises:
+        ConfigError: A value that is unknown or out of range.
+    """
+    if config.sparsity is None:
+        return None
+    try:
+        strength = None if config.sparsity == "auto" else float(config.sparsity)
+    except ValueError:
+        raise ConfigError(f"sparsity={config.sparsity}", expected="a number above 0, or auto") from None
+    return SparsityOptions(
+        strength=strength,
+        mode=cast(Mode, config.sparsity_mode),
+        schedule=cast(Schedule, config.sparsity_schedule),
+        scope=cast(tuple[Scope, ...], tuple(config.sparsity_scope)),
+        share=config.sparsity_share,
+    )
+
+
+def _resumed_options(config: TrainConfig, asked: SparsityOptions | None) -> SparsityOptions | None:
+    """Return the options of the run that is resumed, which other ones would falsify.
+
+    Raises:
+        ConfigError: Others are asked for.
+    """
+    known = options_of(Path(config.model).resolve().parents[1])
+    if asked is not None and asked != known:
+        raise ConfigError(
+            "resume=true with other sparsity settings than the run's own",
+            expected="the same ones" if known else "none: the run that is resumed trains without sparsity",
+            remedy="leave them out: they are read from the run's folder",
+        )
+    return known
+
+
+def _with_sgd(stock: Mapping[str, Any]) -> dict[str, Any]:
+    """Return training keys in which the host does not choose the optimizer by itself: a subgradient needs SGD."""
+    named = stock.get("optimizer")
+    if named is None and stock.get("cfg"):
+        named = read_stock_yaml(Path(str(stock["cfg"]))).get("optimizer")
+    if named is not None and str(named).lower() != "auto":
+        return dict(stock)
+    print("sparsity_mode=subgradient needs SGD, so optimizer=SGD instead of auto", file=sys.stderr)
+    return {**stock, "optimizer": "SGD"}
 
 
 @dataclass(kw_only=True)

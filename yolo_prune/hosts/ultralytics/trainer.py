@@ -12,7 +12,8 @@ from torch import nn
 from ultralytics import YOLO
 from ultralytics.cfg import check_cfg
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
+from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.errors import CheckpointError, ConfigError
@@ -25,7 +26,7 @@ from yolo_prune.hosts.ultralytics.checkpoints import (
     unpickle,
     widths,
 )
-from yolo_prune.hosts.ultralytics.refusals import training_refused
+from yolo_prune.hosts.ultralytics.refusals import host_errors_as, training_refused
 
 Callback: TypeAlias = Callable[[Any], None]
 """Called by the host's trainer with itself."""
@@ -117,6 +118,17 @@ def retarget_classes(model: Any, classes: int, names: Mapping[int, str]) -> None
 def stock_keys() -> dict[str, Any]:
     """Return every training key of the host with its default."""
     return dict(DEFAULT_CFG_DICT)
+
+
+def read_stock_yaml(path: Path) -> dict[str, Any]:
+    """Return the training keys in a YAML file, as the host's `cfg=` reads it.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    with host_errors_as(ConfigError, f"cannot read cfg '{path}'", expected="a YAML file of training keys"):
+        found: dict[str, Any] = YAML.load(check_yaml(str(path)))
+    return found
 
 
 def require_stock_values(stock: Mapping[str, Any]) -> None:

@@ -1,0 +1,363 @@
+"""Sparsity training inside the host's trainer: callbacks that hook its optimizer and watch the scales."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.torch_utils import unwrap_model
+
+from yolo_prune.channels import ChannelGraph
+from yolo_prune.errors import ConfigError
+from yolo_prune.files import new_file, write_json
+from yolo_prune.hosts.ultralytics.surgery import trace_model
+from yolo_prune.importance.base import FloatArray, scale_axes
+from yolo_prune.methods.health import (
+    QUANTILES,
+    SILENT,
+    EpochHealth,
+    GroupHealth,
+    group_health,
+    macs_without,
+    warnings_of,
+)
+from yolo_prune.methods.slimming import (
+    MODES,
+    SCHEDULES,
+    AutoStrength,
+    Mode,
+    ScalePenalty,
+    Schedule,
+    channel_scales,
+    penalised_channels,
+    schedule_factor,
+)
+
+Scope: TypeAlias = Literal["backbone", "neck", "head"]
+SCOPES: tuple[Scope, ...] = ("backbone", "neck", "head")
+
+RECORD, TABLE, PICTURE = "sparsity.json", "sparsity.csv", "sparsity.png"
+"""What a run leaves in its folder: its state, one row a group and epoch, and the scales over the epochs."""
+
+BINS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsityOptions:
+    """How scales are penalised.
+
+    Attributes:
+        strength: s; None chooses and adapts it, so that `share` of the penalised channels reach zero.
+        mode: See `methods.slimming.ScalePenalty`.
+        schedule: How the strength decays over the training.
+        scope: Parts of the network whose groups are penalised.
+        share: See `strength`.
+
+    Raises:
+        ConfigError: A value that is out of range or unknown.
+    """
+
+    strength: float | None = None
+    mode: Mode = "proximal"
+    schedule: Schedule = "constant"
+    scope: tuple[Scope, ...] = SCOPES
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for key, value, known in (
+            ("sparsity_mode", (self.mode,), MODES),
+            ("sparsity_schedule", (self.schedule,), SCHEDULES),
+            ("sparsity_scope", self.scope, SCOPES),
+        ):
+            if not value or not set(value) <= set(known):
+                raise ConfigError(f"{key}={','.join(value)}", expected=f"one of {', '.join(known)}")
+        if self.strength is not None and not 0.0 < self.strength < float("inf"):
+            raise ConfigError(f"sparsity={self.strength}", expected="a number above 0, or auto")
+        if not 0.0 < self.share < 1.0:
+            raise ConfigError(f"sparsity_share={self.share}", expected="a number above 0 and below 1")
+
+
+@dataclass
+class SparsityTraining:
+    """The callbacks of one sparsity training; made anew, or from its record, in every process that trains.
+
+    Attributes:
+        options: How scales are penalised.
+        draw: Draws the picture from the record and writes it to a path; no picture without.
+    """
+
+    options: SparsityOptions
+    draw: Callable[[dict[str, Any], Path], None] | None = None
+    _run: _Run | None = field(default=None, init=False)
+
+    def callbacks(self) -> dict[str, Callable[[Any], None]]:
+        """Return what the host's trainer calls, by event. Picklable before training begins."""
+        return {
+            "on_pretrain_routine_end": self.begin,
+            "on_train_epoch_start": self.begin_epoch,
+            "on_train_epoch_end": self.end_epoch,
+            "on_fit_epoch_end": self.tell_loggers,
+            "on_train_end": self.finish,
+        }
+
+    def begin(self, trainer: Any) -> None:
+        """Trace the network that is trained and hook the optimizer; go on from the record where training is resumed."""
+        self._run = _Run(self.options, trainer)
+
+    def begin_epoch(self, trainer: Any) -> None:
+        """Set the strength of the epoch."""
+        self._known_run().begin_epoch(trainer)
+
+    def end_epoch(self, trainer: Any) -> None:
+        """Carry zeros into the EMA, measure, write, warn."""
+        self._known_run().end_epoch(trainer)
+
+    def tell_loggers(self, trainer: Any) -> None:
+        """Lay the figures where the host's integrations (TensorBoard, MLflow, W&B) find them."""
+        trainer.metrics.update(self._known_run().figures())
+
+    def finish(self, trainer: Any) -> None:
+        """Draw the picture and register it with the host's plots."""
+        record = trainer.save_dir / RECORD
+        if self.draw is None or not trainer.args.plots or not record.is_file():
+            return
+        picture = trainer.save_dir / PICTURE
+        self.draw(json.loads(record.read_text(encoding="utf-8")), picture)
+        trainer.on_plot(picture)
+
+    def _known_run(self) -> _Run:
+        assert self._run is not None  # the host calls `begin` first
+        return self._run
+
+
+class _Run:
+    """What one process knows of a sparsity training."""
+
+    def __init__(self, options: SparsityOptions, trainer: Any) -> None:
+        self.options, self.network = options, network_of(trainer.model)
+        self.graph = trace_model(copy.deepcopy(self.network).cpu().float().eval())
+        chosen = penalised_channels(self.graph, groups_in(self.graph, self.network, options.scope))
+        self.penalty = ScalePenalty(self.graph, dict(self.network.named_parameters()), chosen, mode=options.mode)
+        self.penalty.attach(trainer.optimizer)
+        self.auto = AutoStrength(share=options.share)
+        self.table = _Table(trainer.save_dir / TABLE)
+        self.lr_sums = learning_rates(trainer, initial=self.penalty.mean_setting("initial_lr"))
+        record = _read(trainer.save_dir / RECORD) if trainer.resume else None
+        if record is None:
+            self._start()
+        else:
+            self._go_on(record, done=trainer.start_epoch)
+        self._write(trainer)
+
+    def _start(self) -> None:
+        norms = self._norms()
+        self.below = SILENT * float(np.median(norms[self.penalty.chosen]))
+        self.largest = float(norms[self.penalty.chosen].max())
+        self.history: list[EpochHealth] = []
+        self._measure(epoch=0, base=0.0)
+
+    def _go_on(self, record: dict[str, Any], *, done: int) -> None:
+        self.below, self.largest = record["silent_below"], record["largest"]
+        self.history = [EpochHealth(**epoch) for epoch in record["epochs"] if epoch["epoch"] <= done]
+        self.table.load(done)
+
+    def begin_epoch(self, trainer: Any) -> None:
+        """Set the strength of the epoch that begins."""
+        for key in self.figures():
+            trainer.metrics.pop(key, None)  # the host's columns are those of the first epoch
+        self.penalty.forget()
+        self.history = self.history[: trainer.epoch + 1]  # an epoch that the host repeats counts once
+        factor = schedule_factor(self.options.schedule, trainer.epoch / trainer.epochs)
+        self.penalty.strength = factor * self._base(trainer)
+        if trainer.epoch == trainer.start_epoch or self.options.strength is None:
+            LOGGER.info(self._plan(trainer))
+
+    def _base(self, trainer: Any) -> float:
+        """Return the strength before the schedule."""
+        if self.options.strength is not None:
+            return self.options.strength
+        left = range(trainer.epoch, trainer.epochs)
+        factors = [schedule_factor(self.options.schedule, epoch / trainer.epochs) for epoch in left]
+        reach = float(np.dot(self.lr_sums[trainer.epoch : trainer.epochs], factors)) * self._momentum_gain()
+        last = self.history[-1]
+        return self.auto.strength(last.distance, reach, arrived=last.arrived)
+
+    def _momentum_gain(self) -> float:
+        """Return by what momentum multiplies a gradient in the long run; the proximal step is behind it."""
+        if self.options.mode == "proximal":
+            return 1.0
+        return 1.0 / (1.0 - min(self.penalty.mean_setting("momentum"), 0.999))
+
+    def _plan(self, trainer: Any) -> str:
+        chosen, last = int(self.penalty.chosen.sum()), self.history[-1]
+        budget = self.penalty.strength * float(self.lr_sums[trainer.epoch :].sum()) * self._momentum_gain()
+        how = "auto" if self.options.strength is None else "given"
+        return (
+            f"sparsity: strength {self.penalty.strength:.3g} ({how}, {self.options.mode}, {self.options.schedule}) on "
+            f"{chosen:,} scales; kept up, it moves a scale by {budget:.3g} until the end; "
+            f"{self.options.share:.0%} of them are below {last.distance:.3g}"
+        )
+
+    def end_epoch(self, trainer: Any) -> None:
+        """Carry zeros into the EMA, which lags behind; measure, write, warn."""
+        if trainer.ema is not None:
+            carry_zeros(self.graph, self.network, network_of(trainer.ema.ema))
+        groups = self._measure(epoch=trainer.epoch + 1, base=self.penalty.strength)
+        self._write(trainer)
+        if RANK in {-1, 0}:
+            for warning in warnings_of(self.history, groups):
+                LOGGER.warning(f"sparsity, epoch {trainer.epoch + 1}: {warning}")
+
+    def _measure(self, *, epoch: int, base: float) -> list[GroupHealth]:
+        """Append the figures of an epoch to the history and to the table."""
+        norms, chosen = self._norms(), self.penalty.chosen
+        silent = chosen & (np.nan_to_num(norms, nan=np.inf) < self.below)
+        groups = group_health(self.graph, chosen, norms, self.penalty.mean_gradient(), strength=base, below=self.below)
+        distance = self.auto.wish(norms[chosen])
+        nominal = base * self.penalty.lr_sum * self._momentum_gain()
+        moved = self.history[-1].distance - distance if self.history else 0.0
+        pulls = [group.pull for group in groups if np.isfinite(group.pull)]
+        self.history.append(
+            EpochHealth(
+                epoch=epoch,
+                strength=base,
+                silent=float(silent.sum() / chosen.sum()),
+                macs=macs_without(self.graph, silent, imgsz_px=640),
+                distance=distance,
+                nominal=nominal,
+                arrived=moved / nominal if nominal else 1.0,
+                pull=float(np.median(pulls)) if pulls else 0.0,
+                histogram=np.histogram(norms[chosen], bins=BINS, range=(0.0, self.largest))[0].tolist(),
+            )
+        )
+        self.table.add(epoch, groups)
+        return groups
+
+    def _norms(self) -> FloatArray:
+        return channel_scales(self.graph, dict(self.network.named_parameters()))
+
+    def figures(self) -> dict[str, float]:
+        """Return the last epoch's figures by the name that loggers show."""
+        last = self.history[-1]
+        return {
+            "sparsity/strength": last.strength,
+            "sparsity/silent": last.silent,
+            "sparsity/macs": last.macs,
+            "sparsity/pull": last.pull,
+        }
+
+    def _write(self, trainer: Any) -> None:
+        if RANK not in {-1, 0}:
+            return
+        record = {
+            "options": asdict(self.options),
+            "silent_below": self.below,
+            "largest": self.largest,
+            "epochs": [epoch.to_json() for epoch in self.history],
+        }
+        write_json(trainer.save_dir / RECORD, record, replace=True)
+        self.table.write()
+
+
+class _Table:
+    """One row for every group and epoch, in a CSV file."""
+
+    HEAD = ("epoch", "group", "width", *(f"q{round(100 * q):02d}" for q in QUANTILES), "silent", "pull")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[tuple[Any, ...]] = []
+
+    def load(self, done: int) -> None:
+        """Read the rows of the epochs that are done."""
+        if self.path.is_file():
+            with self.path.open(newline="", encoding="utf-8") as stream:
+                self.rows = [tuple(row) for row in list(csv.reader(stream))[1:] if int(row[0]) <= done]
+
+    def add(self, epoch: int, groups: list[GroupHealth]) -> None:
+        """Add an epoch; rows of an earlier try at it go."""
+        self.rows = [row for row in self.rows if int(row[0]) < epoch]
+        for group in groups:
+            figures = [f"{value:.6g}" for value in (*group.quantiles, group.silent, group.pull)]
+            self.rows.append((epoch, group.group, group.width, *figures))
+
+    def write(self) -> None:
+        """Write the file, completely or not at all."""
+        buffer = io.StringIO()
+        csv.writer(buffer).writerows([self.HEAD, *self.rows])
+        with new_file(self.path, replace=True) as temporary:
+            temporary.write_text(buffer.getvalue(), encoding="utf-8")
+
+
+def network_of(model: nn.Module) -> Any:
+    """Return the network that is trained: without wrappers for several GPUs, compilation or distillation."""
+    inner = unwrap_model(model)
+    return getattr(inner, "student_model", inner)
+
+
+def groups_in(graph: ChannelGraph, network: Any, scope: tuple[Scope, ...]) -> list[int]:
+    """Return the indices of the groups whose first producer lies in some parts of a network.
+
+    The yaml's `backbone` counts the layers of the backbone; the last layer is the head, what lies between is the neck.
+    """
+    backbone, last = len(network.yaml["backbone"]), len(network.model) - 1
+
+    def part(name: str) -> Scope:
+        layer = int(name.split(".")[1])
+        return "head" if layer == last else "backbone" if layer < backbone else "neck"
+
+    return [index for index in graph.free_groups() if part(graph.groups[index].name) in scope]
+
+
+@torch.no_grad()
+def carry_zeros(graph: ChannelGraph, network: nn.Module, average: nn.Module) -> None:
+    """Make scales of an average zero, in place, where those of the network are.
+
+    A moving average of a scale that became zero late is not zero yet, and checkpoints hold the average.
+    """
+    current, averaged = dict(network.named_parameters()), dict(average.named_parameters())
+    for name, _ in scale_axes(graph):
+        averaged[name].mul_(current[name] != 0)
+
+
+def learning_rates(trainer: Any, *, initial: float) -> FloatArray:
+    """Return the sum of the learning rates of each epoch's steps, shape (epochs,), as the host schedules them.
+
+    Args:
+        trainer: The host's trainer, set up.
+        initial: Learning rate that the schedule multiplies.
+    """
+    batches, epochs = len(trainer.train_loader), int(trainer.epochs)
+    warmup = trainer._get_warmup_iterations(batches)
+    sums = np.zeros(epochs)
+    for epoch in range(epochs):
+        rate, iterations = initial * trainer.lf(epoch), epoch * batches + np.arange(batches)
+        rates, accumulate = np.full(batches, rate), np.full(batches, float(trainer.accumulate))
+        if warmup:
+            rates = np.interp(iterations, [0, warmup], [0.0, rate])
+            accumulate = np.interp(iterations, [0, warmup], [1.0, trainer.accumulate]).round().clip(1)
+        sums[epoch] = float((rates / accumulate).sum())
+    return sums
+
+
+def options_of(folder: Path) -> SparsityOptions | None:
+    """Return how the scales of a run in a folder are penalised; None if they are not."""
+    record = _read(folder / RECORD)
+    if record is None:
+        return None
+    options = record["options"]
+    return SparsityOptions(**{**options, "scope": tuple(options["scope"])})
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
