@@ -6,18 +6,24 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+from yolo_prune.allocation import PATHS, Constraints
 from yolo_prune.configuration import json_setting, setting
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.hosts.ultralytics.checkpoints import is_slim, load_model, read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, require_split
+from yolo_prune.hosts.ultralytics.gradual import GradualOptions, GradualPruning, gradual_options_of
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.hosts.ultralytics.sparsity import SCOPES, Scope, SparsityOptions, SparsityTraining, options_of
 from yolo_prune.hosts.ultralytics.trainer import read_stock_yaml, require_stock_values, train
+from yolo_prune.importance import CRITERIA
+from yolo_prune.methods.gradual import PruningSchedule
 from yolo_prune.methods.slimming import MODES, SCHEDULES, Mode, Schedule
 from yolo_prune.report import render
 from yolo_prune.report.scales import draw_scales
+
+Options = TypeVar("Options", SparsityOptions, GradualOptions)
 
 
 @dataclass(kw_only=True)
@@ -32,6 +38,15 @@ class TrainConfig:
     sparsity_schedule: str = setting("constant", help=f"how the strength decays: {', '.join(SCHEDULES)}")
     sparsity_scope: list[str] = setting(list(SCOPES), help="parts of the network that are penalised")
     sparsity_share: float = setting(0.5, help="share of the penalised channels that auto drives to zero")
+    prune_every: int | None = setting(None, help="prune while training: a step after as many epochs", unit="epochs")
+    prune_steps: int = setting(1, help="number of pruning steps")
+    prune_soft: bool = setting(False, help="zero channels, which may come back; only the last step removes them")
+    target_macs: float | None = setting(None, help="fraction of the MACs that is kept after the last step")
+    criterion: str = setting("l2", help=f"which channels matter to a step: {', '.join(CRITERIA)}")
+    allocation: str = setting("uniform", help=f"how many go where: {', '.join(PATHS)}")
+    min_channels: int = setting(8, help="fewest that a group keeps", unit="channels")
+    max_fraction: float = setting(0.9, help="largest fraction of a group that may go in a step")
+    round_to: int = setting(8, help="kept widths are multiples of this", unit="channels")
     distill: str | None = setting(None, help="teacher checkpoint, such as the dense model: the host's distillation")
     json: str | None = json_setting("the result")
 
@@ -90,7 +105,7 @@ def train_model(config: TrainConfig, stock: dict[str, Any]) -> Training:
     Raises:
         YoloPruneError: Settings, checkpoint or data that cannot be trained with.
     """
-    options = sparsity_options(config)
+    sparsity, gradual = sparsity_options(config), gradual_options(config)
     load_model(config.model)  # refuses fused, damaged and hostile checkpoints before the host reads them
     if config.distill is not None:
         read_checkpoint(Path(config.distill))
@@ -103,10 +118,16 @@ def train_model(config: TrainConfig, stock: dict[str, Any]) -> Training:
         raise ConfigError("'data=' is required", expected="data: a data yaml")
     require_stock_values({key: value for key, value in stock.items() if key != "cfg"})
     if config.resume:
-        options = _resumed_options(config, options)
-    elif options is not None and options.mode == "subgradient":
+        folder = Path(config.model).resolve().parents[1]
+        sparsity = _known(sparsity, options_of(folder), "sparsity")
+        gradual = _known(gradual, gradual_options_of(folder), "pruning")
+    elif sparsity is not None and sparsity.mode == "subgradient":
         stock = _with_sgd(stock)
-    callbacks = None if options is None else SparsityTraining(options, draw=draw_scales).callbacks()
+    callbacks = []  # pruning first: the penalty then looks at what is left
+    if gradual is not None:
+        callbacks.append(GradualPruning(gradual).callbacks())
+    if sparsity is not None:
+        callbacks.append(SparsityTraining(sparsity, draw=draw_scales).callbacks())
     return Training(best=train(config.model, resume=config.resume, callbacks=callbacks, **stock))
 
 
@@ -131,17 +152,42 @@ def sparsity_options(config: TrainConfig) -> SparsityOptions | None:
     )
 
 
-def _resumed_options(config: TrainConfig, asked: SparsityOptions | None) -> SparsityOptions | None:
+def gradual_options(config: TrainConfig) -> GradualOptions | None:
+    """Return how the network is pruned while it is trained; None if it is not.
+
+    Raises:
+        ConfigError: A value that is unknown or out of range, or only one of prune_every= and target_macs=.
+    """
+    if config.prune_every is None and config.target_macs is None:
+        return None
+    if config.prune_every is None or config.target_macs is None:
+        missing = "prune_every" if config.prune_every is None else "target_macs"
+        raise ConfigError(
+            f"'{missing}=' is required to prune while training",
+            expected="prune_every= and target_macs=",
+            remedy="prune_every=5 prune_steps=3 target_macs=0.5",
+        )
+    return GradualOptions(
+        schedule=PruningSchedule(every=config.prune_every, steps=config.prune_steps, target=config.target_macs),
+        soft=config.prune_soft,
+        criterion=config.criterion,
+        allocation=config.allocation,
+        constraints=Constraints(
+            min_channels=config.min_channels, max_fraction=config.max_fraction, round_to=config.round_to
+        ),
+    )
+
+
+def _known(asked: Options | None, known: Options | None, what: str) -> Options | None:
     """Return the options of the run that is resumed, which other ones would falsify.
 
     Raises:
         ConfigError: Others are asked for.
     """
-    known = options_of(Path(config.model).resolve().parents[1])
     if asked is not None and asked != known:
         raise ConfigError(
-            "resume=true with other sparsity settings than the run's own",
-            expected="the same ones" if known else "none: the run that is resumed trains without sparsity",
+            f"resume=true with other {what} settings than the run's own",
+            expected="the same ones" if known else f"none: the run that is resumed trains without {what}",
             remedy="leave them out: they are read from the run's folder",
         )
     return known

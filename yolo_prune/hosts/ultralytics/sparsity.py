@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -115,8 +116,11 @@ class SparsityTraining:
         self._run = _Run(self.options, trainer)
 
     def begin_epoch(self, trainer: Any) -> None:
-        """Set the strength of the epoch."""
-        self._known_run().begin_epoch(trainer)
+        """Set the strength of the epoch; look anew at a network that was pruned since."""
+        run = self._known_run()
+        if run.network is not network_of(trainer.model):
+            run.look_again(trainer)
+        run.begin_epoch(trainer)
 
     def end_epoch(self, trainer: Any) -> None:
         """Carry zeros into the EMA, measure, write, warn."""
@@ -144,12 +148,9 @@ class _Run:
     """What one process knows of a sparsity training."""
 
     def __init__(self, options: SparsityOptions, trainer: Any) -> None:
-        self.options, self.network = options, network_of(trainer.model)
-        self.graph = trace_model(copy.deepcopy(self.network).cpu().float().eval())
-        chosen = penalised_channels(self.graph, groups_in(self.graph, self.network, options.scope))
-        self.penalty = ScalePenalty(self.graph, dict(self.network.named_parameters()), chosen, mode=options.mode)
-        self.penalty.attach(trainer.optimizer)
-        self.auto = AutoStrength(share=options.share)
+        self.options, self.auto = options, AutoStrength(share=options.share)
+        self.history: list[EpochHealth] = []
+        self.penalty = self._penalty_on(trainer)
         self.table = _Table(trainer.save_dir / TABLE)
         self.lr_sums = learning_rates(trainer, initial=self.penalty.mean_setting("initial_lr"))
         record = _read(trainer.save_dir / RECORD) if trainer.resume else None
@@ -159,11 +160,26 @@ class _Run:
             self._go_on(record, done=trainer.start_epoch)
         self._write(trainer)
 
+    def look_again(self, trainer: Any) -> None:
+        """Follow a network that was pruned since: other channels, which have another way to go."""
+        self.penalty.detach()
+        self.penalty = self._penalty_on(trainer)
+        distance = self.auto.wish(self._norms()[self.penalty.chosen])
+        self.history[-1] = dataclasses.replace(self.history[-1], distance=distance)
+
+    def _penalty_on(self, trainer: Any) -> ScalePenalty:
+        """Trace the network that is trained and hook the optimizer."""
+        self.network = network_of(trainer.model)
+        self.graph = trace_model(copy.deepcopy(self.network).cpu().float().eval())
+        chosen = penalised_channels(self.graph, groups_in(self.graph, self.network, self.options.scope))
+        penalty = ScalePenalty(self.graph, dict(self.network.named_parameters()), chosen, mode=self.options.mode)
+        penalty.attach(trainer.optimizer)
+        return penalty
+
     def _start(self) -> None:
         norms = self._norms()
         self.below = SILENT * float(np.median(norms[self.penalty.chosen]))
         self.largest = float(norms[self.penalty.chosen].max())
-        self.history: list[EpochHealth] = []
         self._measure(epoch=0, base=0.0)
 
     def _go_on(self, record: dict[str, Any], *, done: int) -> None:

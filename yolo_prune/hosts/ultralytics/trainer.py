@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -142,14 +142,15 @@ def require_stock_values(stock: Mapping[str, Any]) -> None:
 
 
 def train(
-    model: str | Path, *, resume: bool = False, callbacks: Mapping[str, Callback] | None = None, **stock: Any
+    model: str | Path, *, resume: bool = False, callbacks: Sequence[Mapping[str, Callback]] = (), **stock: Any
 ) -> Path:
     """Train with the stock trainer, slim networks included.
 
     Args:
         model: A checkpoint, dense or slim, a yaml name, or the `last.pt` of the run that is resumed.
         resume: Continue an interrupted run.
-        callbacks: More to be called, by event of the host; picklable, since training on several GPUs sends them on.
+        callbacks: What else is called, in this order, by event of the host; picklable, since training on several GPUs
+            sends them on.
         stock: Any training key of the host.
 
     Returns:
@@ -173,8 +174,9 @@ def train(
             expected="the last.pt of an interrupted run",
             remedy="leave `resume` out to start a new training from it",
         )
-    for event, callback in (callbacks or {}).items():
-        yolo.add_callback(event, callback)
+    for several in callbacks:
+        for event, callback in several.items():
+            yolo.add_callback(event, callback)
     yolo.train(trainer=TRAINERS[yolo.task], resume=resume, **stock)
     best: Path = yolo.trainer.best
     return best if best.is_file() else yolo.trainer.last

@@ -1,0 +1,244 @@
+"""Pruning inside the host's trainer: the network, its average and its optimizer lose channels, and training goes on."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.torch_utils import ModelEMA
+
+from yolo_prune.allocation import PATHS, Allocation, Budget, Constraints, allocate
+from yolo_prune.channels import BoolArray, ChannelGraph
+from yolo_prune.channels.tensors import named_tensors
+from yolo_prune.errors import ConfigError
+from yolo_prune.files import sha256, write_json
+from yolo_prune.hosts.ultralytics.checkpoints import MARKER, Checkpoint, is_slim, provenance
+from yolo_prune.hosts.ultralytics.sparsity import network_of
+from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
+from yolo_prune.importance import CRITERIA, score_channels
+from yolo_prune.methods.gradual import PruningSchedule, carry_optimizer, silence_softly
+from yolo_prune.plan import PrunePlan, plan_from_keep
+from yolo_prune.surgery import Verification
+
+RECORD = "pruning.json"
+"""What a run leaves in its folder: its settings and the steps that were taken; each step's plan is a file beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradualOptions:
+    """How a network is pruned while it is trained.
+
+    Attributes:
+        schedule: When how much goes.
+        soft: Channels are zeroed, and may come back, until the last step removes them.
+        criterion: Which channels matter: a name in `CRITERIA`.
+        allocation: How many go where: a name in `PATHS`.
+        constraints: Floors and multiples.
+
+    Raises:
+        ConfigError: An unknown name.
+    """
+
+    schedule: PruningSchedule
+    soft: bool = False
+    criterion: str = "l2"
+    allocation: str = "uniform"
+    constraints: Constraints = field(default_factory=Constraints)
+
+    def __post_init__(self) -> None:
+        for key, value, known in (
+            ("criterion", self.criterion, CRITERIA),
+            ("allocation", self.allocation, PATHS),
+        ):
+            if value not in known:
+                raise ConfigError(f"{key}={value}", expected=f"one of {', '.join(known)}")
+
+
+@dataclass
+class GradualPruning:
+    """The callbacks of one training that prunes; its state lies in files in the run's folder.
+
+    Attributes:
+        options: How it prunes.
+    """
+
+    options: GradualOptions
+    _macs: float = field(default=0.0, init=False)
+
+    def callbacks(self) -> dict[str, Callable[[Any], None]]:
+        """Return what the host's trainer calls, by event. Picklable before training begins."""
+        return {"on_pretrain_routine_end": self.begin, "on_train_epoch_start": self.begin_epoch}
+
+    def begin(self, trainer: Any) -> None:
+        """Check that the schedule fits the training, and note, or read, the cost at the start.
+
+        Raises:
+            ConfigError: No epochs after the last step, or a training that cannot lose channels on its way.
+        """
+        self.options.schedule.require_room(trainer.epochs)
+        for key in ("distill_model", "compile", "time"):
+            if getattr(trainer.args, key, None):
+                raise ConfigError(
+                    f"prune_every= with {key}={getattr(trainer.args, key)}",
+                    expected="a network that is neither wrapped nor compiled, and a number of epochs",
+                    remedy=f"leave {key} out here; fine-tune the result with it",
+                )
+        record = _read(trainer.save_dir)
+        if trainer.resume and record is not None:
+            self._macs = record["macs"]
+            return
+        network = network_of(trainer.model)
+        if is_slim(network):
+            getattr(network, MARKER)["step"] = 0  # steps of an earlier training are none of this one's
+        graph = _traced(network)
+        self._macs = float(graph.cost.macs(graph.widths(), imgsz_px=trainer.args.imgsz))
+        if RANK in {-1, 0}:
+            record = {"options": asdict(self.options), "macs": self._macs, "steps": []}
+            write_json(trainer.save_dir / RECORD, record, replace=True)
+
+    def begin_epoch(self, trainer: Any) -> None:
+        """Take the step that is due before an epoch; in the soft variant, zero what the last step shall remove."""
+        schedule = self.options.schedule
+        due, taken = schedule.steps_due(trainer.epoch), _steps_taken(network_of(trainer.model))
+        if self.options.soft and 0 < due < schedule.steps:
+            self._silence(trainer, schedule.kept_after(due))
+        elif due > taken and (not self.options.soft or due == schedule.steps):
+            self._cut(trainer, due)
+
+    def _silence(self, trainer: Any, kept: float) -> None:
+        graph = _traced(trainer.ema.ema)
+        keep = self._chosen(trainer, graph, kept)
+        for model in (network_of(trainer.model), trainer.ema.ema):
+            silence_softly(model, graph, keep)
+
+    def _cut(self, trainer: Any, step: int) -> None:
+        """Remove channels: choose by the average, prove on it, then cut network, average and optimizer alike."""
+        average = copy.deepcopy(trainer.ema.ema).cpu().float().eval()
+        graph = trace_model(average)
+        plan = self._plan(trainer, average, graph, step)
+        keep = plan.keep_mask(graph)
+        slim_average = slim_copy(average, graph, keep)
+        proof = verifier(average, graph).verify(slim_average, keep).require()
+        marker = {**provenance(slim_average, _source(trainer, average), plan), "folded": False, "step": step}
+        _replace(trainer, graph, keep, slim_average, marker)
+        self._note(trainer, step, plan, proof)
+
+    def _plan(self, trainer: Any, average: nn.Module, graph: ChannelGraph, step: int) -> PrunePlan:
+        """Return the plan of a step: the one that an interrupted run wrote, or a new one, which is written first."""
+        path = trainer.save_dir / f"pruning_step{step}.json"
+        if trainer.resume and path.is_file():
+            return PrunePlan.load(path)
+        keep = self._chosen(trainer, graph, self.options.schedule.kept_after(step))
+        choice = {"criterion": self.options.criterion, "allocation": self.options.allocation, "step": step}
+        choice |= {"target_macs": self.options.schedule.kept_after(step), **asdict(self.options.constraints)}
+        plan = plan_from_keep(
+            graph,
+            keep,
+            source_sha256=_source(trainer, average).sha256,
+            imgsz_px=int(trainer.args.imgsz),
+            choice=choice,
+        )
+        if RANK in {-1, 0}:
+            write_json(path, plan.to_json(), replace=True)
+        return plan
+
+    def _chosen(self, trainer: Any, graph: ChannelGraph, kept: float) -> BoolArray:
+        """Choose channels of the average so that a fraction of the start's MACs is kept."""
+        tensors = {name: tensor.cpu() for name, tensor in named_tensors(trainer.ema.ema).items()}
+        scores = score_channels(graph, tensors, CRITERIA[self.options.criterion])
+        now = float(graph.cost.macs(graph.widths(), imgsz_px=trainer.args.imgsz))
+        budget = Budget(unit="macs", ratio=kept * self._macs / now, imgsz_px=trainer.args.imgsz)
+        return allocate(
+            graph, scores, budget, Allocation(path=self.options.allocation, constraints=self.options.constraints)
+        )
+
+    def _note(self, trainer: Any, step: int, plan: PrunePlan, proof: Verification) -> None:
+        """Say and write what a step did."""
+        if RANK not in {-1, 0}:
+            return
+        record = _read(trainer.save_dir) or {}
+        steps = [done for done in record["steps"] if done["step"] < step]
+        steps.append({"step": step, "epoch": trainer.epoch, "after": asdict(plan.after)})
+        write_json(trainer.save_dir / RECORD, {**record, "steps": steps}, replace=True)
+        LOGGER.info(
+            f"pruning step {step}: {plan.after.macs / self._macs:.1%} of the MACs and {plan.after.params:,} parameters "
+            f"are left; max |silenced - sliced| = {proof.max_abs_error:.1e} in fp64"
+        )
+
+
+def _replace(
+    trainer: Any, graph: ChannelGraph, keep: BoolArray, slim_average: nn.Module, marker: dict[str, Any]
+) -> None:
+    """Put the slim network, its average and their optimizer state in the place of the dense ones."""
+    dense = network_of(trainer.model)
+    slim = slim_copy(copy.deepcopy(dense).cpu(), graph, keep).to(trainer.device)
+    for model in (slim, slim_average):
+        setattr(model, MARKER, marker)
+    carry_optimizer(trainer.optimizer, dict(dense.named_parameters()), dict(slim.named_parameters()), graph, keep)
+    wrapper, trainer.model = trainer.model, slim
+    trainer.set_model_attributes()
+    _renew_criterion(dense, slim)
+    trainer.ema = ModelEMA(slim, updates=trainer.ema.updates)
+    trainer.ema.ema.load_state_dict(slim_average.to(trainer.device).state_dict())
+    # What was best until now is a larger network: the best of the slim ones shall be kept.
+    trainer.best_fitness = None
+    trainer.stopper.best_fitness, trainer.stopper.best_epoch = 0.0, trainer.epoch
+    if isinstance(wrapper, nn.parallel.DistributedDataParallel):  # several GPUs: as the host wraps it
+        trainer.model = nn.parallel.DistributedDataParallel(
+            slim,
+            device_ids=wrapper.device_ids,
+            broadcast_buffers=False,
+            find_unused_parameters=wrapper.find_unused_parameters,
+        )
+
+
+def _renew_criterion(dense: Any, slim: Any) -> None:
+    """Give a network a loss of its own sizes; one that changes with the epochs goes on where it was."""
+    old, slim.criterion = getattr(dense, "criterion", None), None
+    if old is not None and hasattr(old, "updates"):
+        slim.criterion = slim.init_criterion()
+        slim.criterion.updates = old.updates - 1
+        slim.criterion.update()
+
+
+def _source(trainer: Any, model: nn.Module) -> Checkpoint:
+    """Return the checkpoint that a step cuts: the run's last one, or what it started from."""
+    path = trainer.last if trainer.last.is_file() else Path(str(trainer.args.model))
+    digest = sha256(path) if path.is_file() else "0" * 64
+    return Checkpoint(path=path, sha256=digest, model=model, stored_dtype=torch.float16, train_args={})
+
+
+def _steps_taken(network: nn.Module) -> int:
+    """Return the number of the last step that a network went through in this run."""
+    return int(getattr(network, MARKER, {}).get("step", 0))
+
+
+def _traced(model: nn.Module) -> ChannelGraph:
+    return trace_model(copy.deepcopy(model).cpu().float().eval())
+
+
+def gradual_options_of(folder: Path) -> GradualOptions | None:
+    """Return how the network of a run in a folder is pruned; None if it is not."""
+    record = _read(folder)
+    if record is None:
+        return None
+    options = record["options"]
+    return GradualOptions(
+        **{
+            **options,
+            "schedule": PruningSchedule(**options["schedule"]),
+            "constraints": Constraints(**options["constraints"]),
+        }
+    )
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    path = folder / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
