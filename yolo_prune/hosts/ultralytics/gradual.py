@@ -20,8 +20,8 @@ from yolo_prune.channels.tensors import named_tensors
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import sha256, write_json
 from yolo_prune.hosts.ultralytics.checkpoints import MARKER, Checkpoint, is_slim, provenance
-from yolo_prune.hosts.ultralytics.sparsity import network_of
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
+from yolo_prune.hosts.ultralytics.trainer import network_of
 from yolo_prune.importance import CRITERIA, score_channels
 from yolo_prune.methods.gradual import PruningSchedule, carry_optimizer, silence_softly
 from yolo_prune.plan import PrunePlan, plan_from_keep

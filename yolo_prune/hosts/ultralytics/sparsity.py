@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 from ultralytics.utils import LOGGER, RANK
-from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import new_file, write_json
 from yolo_prune.hosts.ultralytics.surgery import trace_model
+from yolo_prune.hosts.ultralytics.trainer import network_of
 from yolo_prune.importance.base import FloatArray, scale_axes
 from yolo_prune.methods.health import (
     QUANTILES,
@@ -313,12 +313,6 @@ class _Table:
         csv.writer(buffer).writerows([self.HEAD, *self.rows])
         with new_file(self.path, replace=True) as temporary:
             temporary.write_text(buffer.getvalue(), encoding="utf-8")
-
-
-def network_of(model: nn.Module) -> Any:
-    """Return the network that is trained: without wrappers for several GPUs, compilation or distillation."""
-    inner = unwrap_model(model)
-    return getattr(inner, "student_model", inner)
 
 
 def groups_in(graph: ChannelGraph, network: Any, scope: tuple[Scope, ...]) -> list[int]:

@@ -69,9 +69,11 @@ class SlimTrainerMixin:
         return super().save_model()  # type: ignore[misc]
 
     def _require_widths(self, when: str) -> None:
-        for model in (unwrap_model(self.model), self.ema.ema if self.ema else None):  # type: ignore[attr-defined]
-            if model is not None and is_slim(model):
-                require_widths(model, when)
+        trained, average = self.model, self.ema.ema if self.ema else None  # type: ignore[attr-defined]
+        for model in (trained, average):
+            network = network_of(model) if model is not None else None
+            if network is not None and is_slim(network):
+                require_widths(network, when)
 
 
 class SlimDetectionTrainer(SlimTrainerMixin, DetectionTrainer):
@@ -80,6 +82,12 @@ class SlimDetectionTrainer(SlimTrainerMixin, DetectionTrainer):
 
 TRAINERS: dict[str, type[SlimTrainerMixin]] = {"detect": SlimDetectionTrainer}
 """The trainer of each task."""
+
+
+def network_of(model: nn.Module) -> Any:
+    """Return the network that is trained: without wrappers for several GPUs, compilation or distillation."""
+    inner = unwrap_model(model)
+    return getattr(inner, "student_model", inner)
 
 
 def trainable_copy(weights: nn.Module) -> nn.Module:

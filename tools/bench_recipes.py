@@ -1,0 +1,297 @@
+"""What recipes are worth: mAP before and after pruning, and after the fine-tune, cell by cell.
+
+python tools/bench_recipes.py data=bccd/data.yaml model=yolov8n_coco.pt out=runs/recipes imgsz=320 \
+    recipes=[dense,direct,gradual] budgets=[0.5] seeds=[0] epochs=30
+
+A cell is a recipe at a budget of MACs, with a seed, on a data set. Each is a folder in `out`, in which a killed one
+goes on, and in the end a line of the record, which is only ever appended to: a table can be finished piece by piece, on
+several machines. Every recipe starts from the same dense checkpoint (of that seed: `model` trained for `dense_epochs`)
+and trains for `epochs` in all, whatever it does with them.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recipes import RECIPES, Step
+
+from yolo_prune.cli import execute, script
+from yolo_prune.configuration import json_setting, require_choice, setting
+from yolo_prune.export.machine import describe_machine
+from yolo_prune.files import sha256
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
+from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
+from yolo_prune.hosts.ultralytics.surgery import trace_model
+from yolo_prune.hosts.ultralytics.trainer import interrupted
+from yolo_prune.pipeline.prune import PruneConfig, prune
+from yolo_prune.pipeline.train import TrainConfig, train_model
+from yolo_prune.report import quantity, render
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "tools" / "records" / "recipes.jsonl"
+
+TRAINING = {"optimizer": "SGD", "lr0": 0.01, "cos_lr": True, "warmup_epochs": 1, "close_mosaic": 5, "plots": False}
+"""The host's training keys of every recipe."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class RecipesConfig:
+    """Settings of the benchmark."""
+
+    data: str = setting(help="data yaml with train, val and test")
+    model: str = setting(help="checkpoint that the dense training starts from")
+    out: str = setting("runs/recipes", help="folder of the cells")
+    recipes: list[str] = setting(["dense", "direct"], help=f"of: {', '.join(RECIPES)}")
+    budgets: list[float] = setting([0.5], help="fractions of the MACs that are kept")
+    seeds: list[int] = setting([0], help="seeds of all trainings")
+    epochs: int = setting(30, help="epochs of each recipe, after the dense training", unit="epochs")
+    dense_epochs: int = setting(30, help="epochs of the dense training", unit="epochs")
+    imgsz: int = setting(640, help="image side", unit="px")
+    batch: int = setting(16, help="batch size", unit="images")
+    workers: int = setting(2, help="loader processes")
+    device: str = setting("cpu", help="device of the trainings")
+    record: str = setting(str(RECORD), help="record that finished cells are appended to")
+    json: str | None = json_setting("the cells of the record")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One experiment."""
+
+    recipe: str
+    budget: float
+    seed: int
+    data: str
+    model: str
+    imgsz_px: int
+    dense_epochs: int
+    epochs: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        budget = "" if self.recipe == "dense" else f"-{self.budget:g}"
+        return f"{self.data}-{self.imgsz_px}-{self.recipe}{budget}-{self.epochs}-seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cells:
+    """The cells of a record."""
+
+    records: list[dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return them as plain values."""
+        return {"cells": self.records}
+
+    def table(self, *, markdown: bool = False) -> str:
+        """Return one row a recipe and budget: means over the seeds, with the spread where there are several."""
+        rows = [_row(found) for found in _grouped(self.records)]
+        head = ["data", "recipe", "epochs", "seeds", "MACs", "params", "before pruning", "pruned", "val", "test"]
+        return render(head, rows, markdown=markdown)
+
+
+def _grouped(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the records of each cell but for the seed, large budgets first, dense before all."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        cell = record["cell"]
+        budget = 1.0 if cell["recipe"] == "dense" else cell["budget"]
+        key = (cell["data"], cell["imgsz_px"], -budget, cell["epochs"], list(RECIPES).index(cell["recipe"]))
+        groups.setdefault(key, []).append(record)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _row(records: list[dict[str, Any]]) -> list[str]:
+    cell = records[0]["cell"]
+    figures = [record["figures"] for record in records]
+    return [
+        f"{cell['data']}, {cell['imgsz_px']} px",
+        cell["recipe"],
+        str(cell["epochs"]),
+        " ".join(str(record["cell"]["seed"]) for record in records),
+        f"{np.mean([one['macs_kept'] for one in figures]):.1%}",
+        quantity(int(np.mean([one["params"] for one in figures]))),
+        *(_spread([one[key] for one in figures]) for key in ("unpruned", "pruned", "val", "test")),
+    ]
+
+
+def _spread(values: list[float | None]) -> str:
+    """Return the mean mAP50-95, with the lowest and highest of several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = f"{np.mean(known):.3f}"
+    return mean if len(known) == 1 else f"{mean} ({min(known):.3f}..{max(known):.3f})"
+
+
+def bench(config: RecipesConfig) -> Cells:
+    """Run every cell that the record lacks."""
+    for recipe in config.recipes:
+        require_choice("recipe", recipe, RECIPES)
+    for split in ("train", "val", "test"):
+        require_split(Path(config.data), split)
+    cells = [
+        Cell(
+            recipe=recipe, budget=1.0 if recipe == "dense" else budget, seed=seed, data=Path(config.data).parent.name,
+            model=Path(config.model).stem, imgsz_px=config.imgsz, dense_epochs=config.dense_epochs,
+            epochs=config.epochs,
+        )
+        for seed in config.seeds
+        for budget in config.budgets
+        for recipe in config.recipes
+    ]  # fmt: skip
+    for number, cell in enumerate(dict.fromkeys(cells)):
+        if dataclasses.asdict(cell) not in [record["cell"] for record in read(Path(config.record))]:
+            print(f"[{number + 1}/{len(cells)}] {cell.name}", flush=True)
+            append(Path(config.record), Laboratory(config, cell).run())
+    return Cells(records=read(Path(config.record)))
+
+
+def read(record: Path) -> list[dict[str, Any]]:
+    """Return the cells of a record, one a line."""
+    return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.is_file() else []
+
+
+def append(record: Path, line: Mapping[str, Any]) -> None:
+    """Add a cell to a record, in one write that reaches the disk."""
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with record.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+class Laboratory:
+    """Runs one cell; every step leaves files, so that a killed cell goes on."""
+
+    def __init__(self, config: RecipesConfig, cell: Cell) -> None:
+        self.config, self.cell = config, cell
+        self.folder = Path(config.out) / cell.name
+        self.curves: dict[str, list[float]] = {}
+        self.stages: list[dict[str, Any]] = []
+
+    def run(self) -> dict[str, Any]:
+        """Return the line of the record."""
+        started = time.perf_counter()
+        dense = self._dense()
+        current, unpruned, pruned = dense, None, None
+        for number, step in enumerate(RECIPES[self.cell.recipe]):
+            if step.verb == "prune":
+                unpruned = self._map(current, "val")
+                current = self._prune(number, step, current)
+                pruned = self._map(current, "val")
+            else:
+                current = self._train(f"{number}_train", current, self._epochs(step), self._settings(step, dense))
+        figures = self._figures(dense, current)
+        return {
+            "cell": dataclasses.asdict(self.cell),
+            "figures": {**figures, "unpruned": unpruned, "pruned": pruned},
+            "curves": self.curves,
+            "stages": self.stages,
+            "seconds": round(time.perf_counter() - started),
+            "machine": dataclasses.asdict(
+                describe_machine({package: version(package) for package in ("torch", "ultralytics", "yolo-prune")})
+            ),
+        }
+
+    def _dense(self) -> Path:
+        """Train the dense model that all recipes of a seed start from, once."""
+        cell = self.cell
+        name = f"base-{cell.data}-{cell.imgsz_px}-{cell.dense_epochs}-seed{cell.seed}"
+        return self._train(name, Path(self.config.model), cell.dense_epochs, {}, project=Path(self.config.out))
+
+    def _epochs(self, step: Step) -> int:
+        """Return the epochs of a step; the shares of a recipe add up to all of them."""
+        return max(1, round(step.share * self.cell.epochs))
+
+    def _settings(self, step: Step, dense: Path) -> dict[str, Any]:
+        settings = dict(step.settings(self._epochs(step), self.cell.budget))
+        if settings.get("distill") == "dense":
+            settings["distill"] = str(dense)
+        return settings
+
+    def _train(
+        self, name: str, model: Path, epochs: int, settings: Mapping[str, Any], *, project: Path | None = None
+    ) -> Path:
+        """Train, go on with a training that was killed, or take what was trained before."""
+        folder = (project or self.folder) / name
+        state = interrupted(folder)
+        if state == "resumable":
+            train_model(TrainConfig(model=str(folder / "weights" / "last.pt"), resume=True), {})
+        elif state == "nothing":
+            shutil.rmtree(folder, ignore_errors=True)
+            stock = {**TRAINING, "epochs": epochs, "imgsz": self.cell.imgsz_px, "seed": self.cell.seed}
+            stock |= {"batch": self.config.batch, "workers": self.config.workers, "device": self.config.device}
+            stock |= {"project": str(folder.parent.absolute()), "name": name, "exist_ok": True, "verbose": False}
+            train_model(TrainConfig(model=str(model), data=self.config.data, **settings), stock)
+        self.curves[name] = _curve(folder / "results.csv")
+        self.stages.append({"train": name, "epochs": epochs, **_plain(settings), **_sparsity(folder)})
+        return folder / "weights" / "best.pt"
+
+    def _prune(self, number: int, step: Step, model: Path) -> Path:
+        settings = step.settings(0, self.cell.budget)
+        # Named by what it was made from: a training that was repeated makes another slim model.
+        out = self.folder / f"{number}_slim_{sha256(model)[:8]}.pt"
+        if not out.is_file():
+            prune(PruneConfig(model=str(model), out=str(out), imgsz=self.cell.imgsz_px, **settings))
+        self.stages.append({"prune": out.stem, **settings})
+        return out
+
+    def _map(self, model: Path, split: str) -> float:
+        """Return mAP50-95 on a split."""
+        config = self.config
+        found = evaluate(
+            model, data=Path(config.data), split=split, imgsz_px=config.imgsz, batch=config.batch,
+            workers=config.workers,
+        )  # fmt: skip
+        return found.map50_95
+
+    def _figures(self, dense: Path, final: Path) -> dict[str, Any]:
+        """Return the costs of the final model and its mAP50-95."""
+        graphs = [trace_model(read_checkpoint(path).model) for path in (dense, final)]
+        macs = [float(graph.cost.macs(graph.widths(), imgsz_px=self.cell.imgsz_px)) for graph in graphs]
+        return {
+            "macs": round(macs[1]),
+            "macs_kept": macs[1] / macs[0],
+            "params": int(graphs[1].cost.params(graphs[1].widths())),
+            "val": self._map(final, "val"),
+            "test": self._map(final, "test"),
+        }
+
+
+def _curve(results: Path) -> list[float]:
+    """Return mAP50-95 on val after each epoch, as the host wrote it down."""
+    with results.open(newline="", encoding="utf-8") as stream:
+        rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(stream)]
+    return [round(float(row["metrics/mAP50-95(B)"]), 4) for row in rows]
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without the folders of this machine."""
+    return {key: Path(value).name if key == "distill" else value for key, value in settings.items()}
+
+
+def _sparsity(folder: Path) -> dict[str, Any]:
+    """Return how sparse a sparsity training made the scales, epoch by epoch."""
+    path = folder / "sparsity.json"
+    if not path.is_file():
+        return {}
+    epochs = json.loads(path.read_text(encoding="utf-8"))["epochs"]
+    return {key: [float(f"{epoch[key]:.4g}") for epoch in epochs] for key in ("silent", "strength", "macs")}
+
+
+if __name__ == "__main__":
+    summary = (__doc__ or "").partition("\n")[0]
+    sys.exit(script(summary, RecipesConfig, lambda config: execute(bench, config)))

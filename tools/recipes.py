@@ -1,0 +1,69 @@
+"""Recipes: ways from a dense checkpoint to a slim one that has recovered. A new recipe is a new row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One command of a recipe.
+
+    Attributes:
+        verb: `train` or `prune`.
+        settings: Its settings, beside those that every cell has; from the epochs of the step and the budget.
+        share: Share of the recipe's epochs that a `train` takes.
+    """
+
+    verb: Literal["train", "prune"]
+    settings: Callable[[int, float], Mapping[str, Any]]
+    share: float = 0.0
+
+
+def cut(**settings: Any) -> Step:
+    """Prune to the budget."""
+    return Step(verb="prune", settings=lambda _epochs, budget: {"target_macs": budget, **settings})
+
+
+def tune(share: float = 1.0, **settings: Any) -> Step:
+    """Train what there is."""
+    return Step(verb="train", share=share, settings=lambda _epochs, _budget: settings)
+
+
+def cut_in_steps(share: float = 1.0, *, steps: int, until: float, **settings: Any) -> Step:
+    """Prune while training, the last step after a share of the epochs."""
+
+    def made(epochs: int, budget: float) -> Mapping[str, Any]:
+        every = max(1, round(until * epochs / steps))
+        return {"prune_every": every, "prune_steps": steps, "target_macs": budget, **settings}
+
+    return Step(verb="train", share=share, settings=made)
+
+
+SPARSE = 0.4
+"""Share of the epochs that sparsity training takes; the fine-tune after pruning has the rest."""
+
+
+def sparse(**sparsity: Any) -> list[Step]:
+    """Sparsity training, pruning by what it did, fine-tune."""
+    return [tune(SPARSE, **sparsity), cut(criterion="bn_scale", allocation="global"), tune(1.0 - SPARSE)]
+
+
+RECIPES: dict[str, list[Step]] = {
+    "dense": [tune()],
+    "direct": [cut(allocation="uniform"), tune()],
+    "direct_global": [cut(allocation="global"), tune()],
+    "distilled": [cut(allocation="uniform"), tune(distill="dense")],
+    "gradual": [cut_in_steps(steps=5, until=0.4)],
+    "gradual_soft": [cut_in_steps(steps=5, until=0.4, prune_soft=True)],
+    "gradual_sparse": [
+        cut_in_steps(steps=5, until=0.4, sparsity="auto", sparsity_share=0.3, sparsity_schedule="linear")
+    ],
+    "sparse_proximal_weak": sparse(sparsity="auto", sparsity_share=0.25),
+    "sparse_proximal_strong": sparse(sparsity="auto", sparsity_share=0.5),
+    "sparse_subgradient_weak": sparse(sparsity="auto", sparsity_share=0.25, sparsity_mode="subgradient"),
+    "sparse_subgradient_strong": sparse(sparsity="auto", sparsity_share=0.5, sparsity_mode="subgradient"),
+}
+"""Every recipe by name. `dense` is the control: the dense checkpoint trained as long as the others."""
