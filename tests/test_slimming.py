@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -28,22 +29,23 @@ LR, STRENGTH = 0.125, 0.25
 class Shortcut(nn.Module):
     """A stem, a shortcut around one block, and a head without a norm: four batch norms, two of them on one sum."""
 
-    def __init__(self) -> None:
+    def __init__(self, activation: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
+        self.activation = activation
         self.stem, self.stem_bn = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
         self.inner, self.inner_bn = nn.Conv2d(8, 6, 1, bias=False), nn.BatchNorm2d(6)
         self.outer, self.outer_bn = nn.Conv2d(6, 8, 1, bias=False), nn.BatchNorm2d(8)
         self.last, self.last_bn = nn.Conv2d(8, 5, 1, bias=False), nn.BatchNorm2d(5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.stem_bn(self.stem(x)))
-        x = x + torch.relu(self.outer_bn(self.outer(torch.relu(self.inner_bn(self.inner(x))))))
+        x = self.activation(self.stem_bn(self.stem(x)))
+        x = x + self.activation(self.outer_bn(self.outer(self.activation(self.inner_bn(self.inner(x))))))
         return self.last_bn(self.last(x))
 
 
-def network() -> nn.Module:
+def network(activation: Callable[[torch.Tensor], torch.Tensor] = torch.relu) -> nn.Module:
     torch.manual_seed(0)
-    model = Shortcut()
+    model = Shortcut(activation)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -113,6 +113,7 @@ def silence_softly(model: nn.Module, graph: ChannelGraph, keep: BoolArray) -> No
     """Zero, in place, what makes removed channels heard, and leave alone what lets them come back.
 
     Where a batch norm follows, its scale and shift are zeroed and the filters kept: zero filters would get no gradient.
+    The scale gets one only where the activation behind it has a slope at zero, as SiLU has and ReLU has not.
 
     Args:
         model: The traced model, on any device.
