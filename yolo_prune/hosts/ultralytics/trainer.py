@@ -17,6 +17,7 @@ from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.files import new_file
 from yolo_prune.hosts.ultralytics.checkpoints import (
     MARKER,
     is_fused,
@@ -32,6 +33,15 @@ Callback: TypeAlias = Callable[[Any], None]
 """Called by the host's trainer with itself."""
 
 
+class WholeFile(type(Path())):  # type: ignore[misc]  # the path class of this system
+    """A path whose bytes are written completely or not at all: the host overwrites `last.pt` where it stands."""
+
+    def write_bytes(self, data: Any) -> int:
+        """Write a file beside it, then rename."""
+        with new_file(Path(self), replace=True) as temporary:
+            return temporary.write_bytes(data)
+
+
 class SlimTrainerMixin:
     """Makes a stock trainer keep a slim network.
 
@@ -42,6 +52,7 @@ class SlimTrainerMixin:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with training_refused():
             super().__init__(*args, **kwargs)
+        self.last, self.best = WholeFile(self.last), WholeFile(self.best)  # type: ignore[has-type]
 
     def get_model(self, cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
         """Return the network to train.

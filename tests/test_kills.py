@@ -1,0 +1,87 @@
+"""`kill -9` at random moments: a resumed run loses no checkpoint and ends as one that was never disturbed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_gradual import words_for
+from test_training import epochs_in
+
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, widths
+from yolo_prune.hosts.ultralytics.trainer import WholeFile, interrupted
+
+KILLS = int(os.environ.get("YOLO_PRUNE_KILLS", "1"))
+"""Random moments of each kind of run; more are a setting, to be run by hand."""
+
+RUNS = {
+    "sparsity": {"sparsity": "auto", "prune_every": None, "prune_steps": None, "target_macs": None},
+    "iterative": {},
+}
+
+
+def words(kind: str, model: Path, data: Path, folder: Path) -> list[str]:
+    plain = words_for(model, data, folder, **{key: value for key, value in RUNS[kind].items() if value is not None})
+    absent = [f"{key}=" for key, value in RUNS[kind].items() if value is None]
+    return [word for word in plain if not word.startswith(tuple(absent))]
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def undisturbed(request, tmp_path_factory, dense_checkpoint, tiny_data):
+    """A run of a kind that nobody killed, and how long it took after its first checkpoint."""
+    folder = tmp_path_factory.mktemp("whole")
+    command = [sys.executable, "-m", "yolo_prune", *words(request.param, dense_checkpoint, tiny_data, folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = first_checkpoint(folder / "a", process)
+    assert process.wait(timeout=300) == 0
+    return request.param, folder / "a", time.monotonic() - started
+
+
+def first_checkpoint(folder: Path, process: subprocess.Popen) -> float:
+    """Wait for a run's first checkpoint; return when it was there."""
+    while not (folder / "weights" / "last.pt").is_file():
+        assert process.poll() is None
+        time.sleep(0.02)
+    return time.monotonic()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_a_killed_run_ends_like_one_that_was_not(undisturbed, command, dense_checkpoint, tiny_data, tmp_path, seed):
+    kind, whole, seconds = undisturbed
+    process = subprocess.Popen(
+        [sys.executable, "-m", "yolo_prune", *words(kind, dense_checkpoint, tiny_data, tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    folder = tmp_path / "a"
+    first_checkpoint(folder, process)
+    time.sleep(random.Random(f"{kind} {seed}").uniform(0.0, 0.9 * seconds))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    state = interrupted(folder)
+    assert state in ("resumable", "finished")  # never nothing: there was a checkpoint
+    if state == "resumable":
+        assert command("train", f"model={folder / 'weights' / 'last.pt'}", "resume=true").code == 0
+    assert epochs_in(folder) == epochs_in(whole)
+    for name in ("last.pt", "best.pt"):
+        found, expected = (read_checkpoint(run / "weights" / name).model for run in (folder, whole))
+        assert widths(found) == widths(expected)
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path):
+    path = WholeFile(tmp_path / "last.pt")
+    path.write_bytes(b"one")
+
+    with pytest.raises(TypeError):
+        path.write_bytes(None)
+    assert path.read_bytes() == b"one"
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+    assert path.write_bytes(b"three") == 5
+    assert (tmp_path / "last.pt").read_bytes() == b"three"
