@@ -27,8 +27,8 @@ from yolo_prune.hosts.ultralytics.inference import task_rows
 # images of bccd, 8 of COCO and 4 drawn ones: ONNX 9e-6 (boxes) and 1e-5 (scores), NCNN 1e-5 and 1.6e-5; PyTorch's own
 # float32 is 3e-6 and 5e-6 away from float64. Untrained v8n, v10n and 26n with recalibrated batch norms reach 4e-4 on
 # drawn images; at 64 px, mask coefficients, prototypes, key points, visibility and angles of untrained v8n and 26n
-# models differ by at most 6e-5. One filter set to zero, in any of ten layers of the trained model, is off by 2e-2 to 5e-1. 16-bit
-# weights are off by 3e-2 in boxes and 2e-2 in scores, so that verdict is a coarse one.
+# models differ by at most 6e-5. One filter set to zero, in any of ten layers of the trained model, is off by 2e-2 to
+# 5e-1. 16-bit weights are off by 3e-2 in boxes and 2e-2 in scores, so that verdict is a coarse one.
 TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 5e-2}
 
 _SYNTHETIC_COUNT = 4
