@@ -33,11 +33,14 @@ class Shape:
         label: Index into `CLASSES`.
         mask: Its pixels within the frame, whether or not a later shape covers them.
         area_px: Its pixels within and beyond the frame.
+        outline: Its vertices in pixels from the frame's corner, some of them beyond the frame. They go once around a
+            centre that is within the frame and sees all of them.
     """
 
     label: int
     mask: Mask
     area_px: int
+    outline: Points
 
 
 # --- outlines: vertices on or within the unit circle -----------------------------------------------------------------
@@ -104,7 +107,12 @@ def random_shape(rng: np.random.Generator, side: int) -> Shape:
     pixels = np.zeros((side + 2 * margin, side + 2 * margin), np.uint8)
     vertices = outline * radius + rng.uniform(radius / 2, side - radius / 2, size=2) + margin
     cv2.fillPoly(pixels, [np.rint(vertices * 16).astype(np.int32)], 1, shift=4)
-    return Shape(label=label, mask=pixels[margin:-margin, margin:-margin] > 0, area_px=int(pixels.sum()))
+    return Shape(
+        label=label,
+        mask=pixels[margin:-margin, margin:-margin] > 0,
+        area_px=int(pixels.sum()),
+        outline=vertices - margin + 0.5,  # OpenCV counts from the centre of the first pixel
+    )
 
 
 def bounds(mask: Mask) -> tuple[slice, slice]:

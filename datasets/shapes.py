@@ -1,10 +1,11 @@
-"""Draw a small object-detection data set: shapes on cluttered backgrounds, in YOLO format, always the same for a seed.
+"""Draw a small data set: shapes on cluttered backgrounds, labelled in YOLO format, always the same for a seed.
 
-    python datasets/shapes.py out=DIR [seed=0] [train=384] [val=96] [test=96] [imgsz_px=192]
+    python datasets/shapes.py out=DIR [seed=0] [train=384] [val=96] [test=96] [imgsz_px=192] [task=detect]
 
 Four classes (disc, square, triangle, star) of any hue, rotation and a wide range of sizes cover each other in part
 and lie among crosses and strokes that carry no label. It needs no download, and a detector learns it from random
-weights in minutes, yet not perfectly: small and half hidden shapes stay hard.
+weights in minutes, yet not perfectly: small and half hidden shapes stay hard. Every task has the same images; `task`
+decides on the labels: boxes (detect), polygons (segment), the four outermost points (pose) or rotated boxes (obb).
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from drawing import CLASSES, Shape, box, draw_image
+from drawing import CLASSES, draw_image
+from labels import DESCRIPTIONS, LABELS, label_lines
 
 from yolo_prune.cli import script
-from yolo_prune.configuration import setting
+from yolo_prune.configuration import require_choice, setting
 from yolo_prune.errors import ConfigError, OutputError
 from yolo_prune.files import cannot_write, parent_folders
 
@@ -38,7 +40,7 @@ class Parameters:
     """What the files of a data set depend on, and nothing else.
 
     Raises:
-        ConfigError: A value is out of range.
+        ConfigError: A value is out of range, or an unknown task.
     """
 
     seed: int = setting(0, help="any integer from 0; the same seed draws the same files")
@@ -46,8 +48,10 @@ class Parameters:
     val: int = setting(96, help="images to validate on", unit="images")
     test: int = setting(96, help="images that no choice has seen", unit="images")
     imgsz_px: int = setting(192, help="side of the square images", unit="px")
+    task: str = setting("detect", help=f"what the labels say: {', '.join(LABELS)}")
 
     def __post_init__(self) -> None:
+        require_choice("task", self.task, LABELS)
         for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)}", expected=f"an integer from {least} on")
@@ -65,11 +69,6 @@ class ShapesConfig(Parameters):
     out: str = setting(help="folder to make, or one that this script made earlier")
 
 
-def _label_line(shape: Shape) -> str:
-    """Return a line of a YOLO label file: class, then the box."""
-    return " ".join([str(shape.label), *(f"{value:.6f}" for value in box(shape.mask))])
-
-
 def _write_split(root: Path, split: str, index: int, parameters: Parameters) -> None:
     """Write images and labels of one split; every image has its own stream of random numbers."""
     images, labels = root / "images" / split, root / "labels" / split
@@ -79,19 +78,23 @@ def _write_split(root: Path, split: str, index: int, parameters: Parameters) -> 
         image, shapes = draw_image(np.random.default_rng([parameters.seed, index, number]), parameters.imgsz_px)
         _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         (images / f"{number:05d}.jpg").write_bytes(encoded.tobytes())
-        (labels / f"{number:05d}.txt").write_text("".join(f"{_label_line(shape)}\n" for shape in shapes))
+        (labels / f"{number:05d}.txt").write_text("".join(f"{line}\n" for line in label_lines(shapes, parameters.task)))
 
 
-def _data_yaml(splits: Sequence[str]) -> str:
+def _data_yaml(parameters: Parameters) -> str:
     """Return the description that the host reads; without `path:` its folders are relative to the file."""
-    folders = [f"{split}: images/{split}" for split in splits]
+    folders = [f"{split}: images/{split}" for split in parameters.splits]
+    more = DESCRIPTIONS.get(parameters.task, [])
     names = [f"  {number}: {name}" for number, name in enumerate(CLASSES)]
-    return "\n".join([*folders, f"nc: {len(CLASSES)}", "names:", *names, ""])
+    return "\n".join([*folders, f"nc: {len(CLASSES)}", "names:", *names, *more, ""])
 
 
 def _manifest(parameters: Parameters) -> dict[str, Any]:
     """Return what `MANIFEST` says about a data set of these parameters."""
-    return {"drawn_by": "datasets/shapes.py", "format": FORMAT, **asdict(parameters)}
+    values = asdict(parameters)
+    if parameters.task == "detect":  # sets that were drawn before there were other tasks do not say theirs
+        del values["task"]
+    return {"drawn_by": "datasets/shapes.py", "format": FORMAT, **values}
 
 
 def _refuse_other(out: Path, parameters: Parameters) -> None:
@@ -131,7 +134,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
         raise cannot_write(out, error) from error
 
 
-def draw_dataset(out: Path, *, seed: int, train: int, val: int, test: int, imgsz_px: int) -> Path:
+def draw_dataset(out: Path, *, seed: int, train: int, val: int, test: int, imgsz_px: int, task: str = "detect") -> Path:
     """Draw a data set, or leave it as it is if it stands there complete.
 
     Args:
@@ -141,22 +144,23 @@ def draw_dataset(out: Path, *, seed: int, train: int, val: int, test: int, imgsz
         val: Number of images to validate on.
         test: Number of images that no choice has seen.
         imgsz_px: Side of the square images, in pixels.
+        task: What the labels say, one of `LABELS`.
 
     Returns:
         The path of its `data.yaml`.
 
     Raises:
-        ConfigError: A value is out of range.
+        ConfigError: A value is out of range, or an unknown task.
         OutputError: Something else stands at `out`, or it cannot be written.
     """
-    parameters = Parameters(seed=seed, train=train, val=val, test=test, imgsz_px=imgsz_px)
+    parameters = Parameters(seed=seed, train=train, val=val, test=test, imgsz_px=imgsz_px, task=task)
     if out.exists() or out.is_symlink():
         _refuse_other(out, parameters)
         return out / "data.yaml"
     with _new_folder(out) as folder:
         for index, split in enumerate(parameters.splits):
             _write_split(folder, split, index, parameters)
-        (folder / "data.yaml").write_text(_data_yaml(list(parameters.splits)))
+        (folder / "data.yaml").write_text(_data_yaml(parameters))
         (folder / MANIFEST).write_text(json.dumps(_manifest(parameters), indent=2) + "\n")
     return out / "data.yaml"
 
@@ -169,7 +173,7 @@ def draw(config: ShapesConfig) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run this script; returns the exit code."""
-    return script("Draw a small object-detection data set in YOLO format.", ShapesConfig, draw, words)
+    return script("Draw a small data set in YOLO format.", ShapesConfig, draw, words)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from labels import KEY_POINTS
 from model_cases import enliven
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, SegmentationModel
 
 FAMILIES = ("yolov5", "yolov8", "yolov9", "yolov10", "yolo11", "yolo12", "yolo26")
 SCALES = {"yolov9": ("t", "s")}
@@ -11,11 +14,20 @@ CASES = [f"{family}{scale}" for family in FAMILIES for scale in SCALES.get(famil
 SMALL = [case for case in CASES if case[-1] in "nt"]
 
 
+KINDS: dict[str, tuple[type[DetectionModel], dict[str, Any]]] = {
+    "seg": (SegmentationModel, {}),
+    "pose": (PoseModel, {"data_kpt_shape": (len(KEY_POINTS), 3)}),
+    "obb": (OBBModel, {}),
+}
+"""Class of the host, and its arguments for the drawn data, by the end of a yaml's name; others are detectors."""
+
+
 def lively(name: str, *, seed: int = 0, classes: int = 4) -> DetectionModel:
-    """Build a detector with random weights whose every channel carries signal; see `model_cases.enliven`."""
+    """Build a model with random weights whose every channel carries signal; see `model_cases.enliven`."""
     import torch
 
     torch.manual_seed(seed)
-    model = DetectionModel(f"{name}.yaml", nc=classes, verbose=False)
+    kind, more = KINDS.get(name.rpartition("-")[2], (DetectionModel, {}))
+    model = kind(f"{name}.yaml", nc=classes, verbose=False, **more)
     enliven(model)
     return model.eval()

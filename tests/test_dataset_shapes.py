@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import drawing
+import labels
 import numpy as np
 import pytest
 import shapes
@@ -30,7 +32,10 @@ def run_script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def shape_of(mask: np.ndarray, *, label: int = 0, beyond_px: int = 0):
-    return drawing.Shape(label=label, mask=mask, area_px=int(mask.sum()) + beyond_px)
+    rows, columns = drawing.bounds(mask)
+    corners = [(x, y) for x, y in ((columns.start, rows.start), (columns.stop, rows.start), (columns.stop, rows.stop))]
+    outline = np.array([*corners, (columns.start, rows.stop)], float)
+    return drawing.Shape(label=label, mask=mask, area_px=int(mask.sum()) + beyond_px, outline=outline)
 
 
 def rectangle(rows: slice, columns: slice, side: int = 10) -> np.ndarray:
@@ -131,6 +136,87 @@ class TestHonestLabels:
         assert max(lengths) > 3 * min(lengths)
 
 
+def filled(points: np.ndarray, side: int) -> np.ndarray:
+    """Return the pixels of an outline in the coordinates of labels, 64 to the pixel."""
+    pixels = np.zeros((side * 8, side * 8), np.uint8)
+    cv2.fillPoly(pixels, [np.rint(points * 8 - 0.5).astype(np.int32)], 1)
+    return pixels > 0
+
+
+class TestTasks:
+    """The same images with other labels, in the formats that the host reads."""
+
+    def test_detection_sets_stay_as_they_were(self, drawn):
+        assert "task" not in (drawn / "shapes.json").read_text()
+        assert "kpt_shape" not in (drawn / "data.yaml").read_text()
+        digest = hashlib.sha256()
+        for path in sorted((drawn / "labels").rglob("*.txt")):
+            digest.update(path.read_bytes())
+        assert digest.hexdigest() == "d43bee4a245282ba35dcae2e0e26ad74c86e4457dfe4d9d36af0a643475408d2"
+
+    @pytest.mark.parametrize("task", ["segment", "pose", "obb"])
+    def test_images_are_the_same_and_every_line_has_its_class(self, drawn, tmp_path, task):
+        folder = shapes.draw_dataset(tmp_path / "data", **SMALL, task=task).parent
+        for path in drawn.rglob("*.jpg"):
+            assert (folder / path.relative_to(drawn)).read_bytes() == path.read_bytes()
+        for path in drawn.rglob("*.txt"):
+            lines, other = (file.read_text().splitlines() for file in (path, folder / path.relative_to(drawn)))
+            assert [line.split()[0] for line in lines] == [line.split()[0] for line in other]
+        again = shapes.draw_dataset(tmp_path / "again", **SMALL, task=task).parent
+        assert contents(again) == contents(folder)
+
+    def test_another_task_is_another_set(self, drawn):
+        with pytest.raises(OutputError, match="another one"):
+            shapes.draw_dataset(drawn, **SMALL, task="pose")
+
+    def test_unknown_task(self, tmp_path):
+        with pytest.raises(ConfigError, match="unknown task 'segmentation'"):
+            shapes.draw_dataset(tmp_path / "data", **SMALL, task="segmentation")
+
+    def test_labels_by_hand(self):
+        # Rows 2, 3 and 4, columns 5 to 8 of ten, of which row 2 from column 7 on is covered by a later shape.
+        shape = shape_of(rectangle(slice(2, 5), slice(5, 9)))
+        covered = rectangle(slice(0, 3), slice(7, 10))
+        assert labels.bounding_box(shape, covered) == pytest.approx([0.7, 0.35, 0.4, 0.3])
+        assert labels.polygon(shape, covered) == pytest.approx([0.5, 0.2, 0.9, 0.2, 0.9, 0.5, 0.5, 0.5])
+        corners = np.reshape(labels.rotated_box(shape, covered), (4, 2))
+        assert sorted(map(tuple, corners.round(6))) == [(0.5, 0.2), (0.5, 0.5), (0.9, 0.2), (0.9, 0.5)]
+
+    def test_key_points_by_hand(self):
+        outline = np.array([[5, -1], [8.5, 4], [6, 8], [2.5, 3]])  # the topmost one is beyond the frame
+        shape = drawing.Shape(label=1, mask=rectangle(slice(0, 8), slice(2, 9)), area_px=60, outline=outline)
+        label = labels.pose(shape, rectangle(slice(7, 10), slice(0, 10)))  # covers the lowest one
+        assert label[:4] == pytest.approx([0.55, 0.4, 0.7, 0.8])
+        assert label[4:] == pytest.approx([0, 0, 0, 0.85, 0.4, 2, 0.6, 0.8, 1, 0.25, 0.3, 2])
+
+    @pytest.mark.parametrize("seed", range(30))
+    def test_polygons_cover_what_was_painted(self, seed):
+        shape = drawing.random_shape(np.random.default_rng(seed), 96)
+        points = np.reshape(labels.polygon(shape, shape.mask), (-1, 2))
+        assert 0 <= points.min() <= points.max() <= 1
+        painted = shape.mask.repeat(8, axis=0).repeat(8, axis=1)
+        outline = cv2.findContours(shape.mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+        edge = sum(len(part) for part in outline) * 64
+        assert (filled(points * 96, 96) ^ painted).sum() < 1.1 * edge  # a pixel's width along the edge
+
+    @pytest.mark.parametrize("seed", range(30))
+    def test_rotated_boxes_hold_their_polygon_within_the_frame(self, seed):
+        shape = drawing.random_shape(np.random.default_rng(seed), 96)
+        corners = np.reshape(labels.rotated_box(shape, shape.mask), (4, 2))
+        assert 0 <= corners.min() <= corners.max() <= 1
+        sides = np.roll(corners, -1, axis=0) - corners
+        assert np.einsum("ij,ij->i", sides, np.roll(sides, -1, axis=0)) == pytest.approx(0, abs=1e-6)  # right angles
+        for point in np.reshape(labels.polygon(shape, shape.mask), (-1, 2)):
+            assert cv2.pointPolygonTest(corners.astype(np.float32), tuple(map(float, point)), True) > -1e-4
+
+    def test_shapes_at_the_edge_and_all_visibilities_occur(self):
+        placed = [drawing.place_shapes(np.random.default_rng(seed), 96) for seed in range(40)]
+        lines = [line.split() for shapes_ in placed for line in labels.label_lines(shapes_, "pose")]
+        assert {value for line in lines for value in line[7::3]} == {"0.000000", "1.000000", "2.000000"}
+        beyond = [shape for shapes_ in placed for shape in shapes_ if shape.area_px > shape.mask.sum()]
+        assert beyond
+
+
 class TestCompleteOrAbsent:
     def test_complete_set_is_left_alone(self, drawn):
         before = {path: path.stat().st_mtime_ns for path in drawn.rglob("*")}
@@ -201,6 +287,7 @@ class TestCommandLine:
             (["out=data", "seed=-1"], "an integer from 0 on"),
             (["out=data", "val=0"], "an integer from 1 on"),
             (["out=data", "imgsz_px=8"], "an integer from 64 on"),
+            (["out=data", "task=obbs"], "expected: 'obb'?"),
             ([], "'out=' is required"),
         ],
     )

@@ -259,6 +259,31 @@ class TestAgreement:
             boxes=Difference(max_abs=2, scale=40), scores=Difference(max_abs=0.25, scale=0.5), rows=3
         )
 
+    def test_anchors_of_other_tasks_by_hand(self):
+        """One class, two key points with a visibility each: rows 5, 6, 8, 9 are places, rows 7 and 10 are not."""
+        expected = np.zeros((1, 11, 3), np.float32)
+        expected[0, 9, 1], expected[0, 7, 0] = 40, 0.5
+        found = expected.copy()
+        found[0, 9, 1], found[0, 10, 2] = 38, 0.25
+        agreement = compare_anchors(expected, found, {"key_points": [0, 1, 3, 4], "visibility": [2, 5]})
+        assert agreement.extras == {
+            "key_points": Difference(max_abs=2, scale=40),
+            "visibility": Difference(max_abs=0.25, scale=0.5),
+        }
+        assert agreement.boxes.max_abs == agreement.scores.max_abs == 0
+        assert list(agreement.parts) == ["boxes", "scores", "key_points", "visibility"]
+
+    def test_extras_of_detections_are_compared_between_the_same_objects(self):
+        expected = np.concatenate([detections(), np.arange(20, dtype=np.float32)[None, :, None]], axis=2)
+        shuffled = np.random.default_rng(0).permutation(expected, axis=1)
+        assert compare_detections(expected, shuffled, {"angles": [0]}, tolerance=1e-3).extras["angles"].max_abs == 0
+        found = expected.copy()
+        found[0, 0, 6] += 3  # a sure detection with another angle
+        found[0, -1, 6] += 5  # and one at the edge of the top-k
+        agreement = compare_detections(expected, found, {"angles": [0]}, tolerance=1e-3)
+        assert agreement.extras["angles"] == Difference(max_abs=3, scale=19)
+        assert (agreement.boxes.max_abs, agreement.excused) == (0, 1)
+
     @pytest.mark.parametrize("seed", range(5))
     def test_order_of_detections_does_not_matter(self, seed):
         expected = detections(seed)

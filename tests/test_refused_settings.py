@@ -162,7 +162,7 @@ class TestRuns:
             ({"formats": ["onx"]}, "unknown format 'onx'"),
             ({"formats": "onnx"}, "formats: one value where a list is needed"),
             ({"model": "yolov8.5n.yaml"}, "cannot build 'yolov8.5n.yaml'"),
-            ({"model": "yolov8n-seg.yaml"}, "task 'segment'"),
+            ({"model": "yolov8n-cls.yaml"}, "task 'classify'"),
             ({"imgsz": 70}, "imgsz=70"),
             ({"runs": 0}, "runs=0"),
             ({"threads": 0}, "threads=0"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,11 @@ from yolo_prune.export.runtimes import Array
 # scores everything below it, where the noise floor of ONNX Runtime's sigmoid (2.6e-8, measured) is already visible.
 _BOX_FLOOR_PX = 1.0
 _SCORE_FLOOR = 1e-3
+_EXTRA_FLOORS = {"key_points": _BOX_FLOOR_PX}  # the other extras are coefficients, probabilities and radians
 _OTHER_CLASS = 1e6  # cost that no difference of boxes and scores reaches
+
+Extras = Mapping[str, Sequence[int]]
+"""Which of the rows behind box and scores hold what, counted from 0: `task_rows` of the host. Empty for detection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +27,7 @@ class Difference:
     """The largest difference among rows of one kind.
 
     Attributes:
-        max_abs: In pixels for boxes, in probability for scores.
+        max_abs: In pixels for boxes and key points, in probability for scores and visibility, in radians for angles.
         scale: Peak magnitude of the expected rows, in the same unit.
     """
 
@@ -44,66 +49,99 @@ class Agreement:
         scores: Difference of the score rows.
         rows: Anchors or detections compared, over all images.
         excused: Detections among them whose boxes do not count, being at the edge of the top-k.
+        extras: What else the task predicts, by name: mask coefficients and prototypes, key points and their visibility,
+            or angles. Empty for detection.
     """
 
     boxes: Difference
     scores: Difference
     rows: int
     excused: int = 0
+    extras: dict[str, Difference] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Difference]:
+        """Every difference by its name."""
+        return {"boxes": self.boxes, "scores": self.scores, **self.extras}
 
 
-def compare_anchors(expected: Array, found: Array) -> Agreement:
-    """Compare outputs (B, 4 + classes, anchors) entry by entry; their shapes must be equal."""
-    gap = np.abs(expected.astype(np.float64) - found)
-    boxes, scores = expected[:, :4], expected[:, 4:]
+def compare_anchors(expected: Array, found: Array, extras: Extras | None = None) -> Agreement:
+    """Compare outputs (B, 4 + classes + extras, anchors) entry by entry; their shapes must be equal."""
+    extras = extras or {}
+    first = expected.shape[1] - _count(extras)
+
+    def difference(rows: slice | Sequence[int], floor: float) -> Difference:
+        return compare_entries(expected[:, rows], found[:, rows], floor=floor)
+
     return Agreement(
-        boxes=Difference(max_abs=float(gap[:, :4].max()), scale=_peak(boxes, _BOX_FLOOR_PX)),
-        scores=Difference(max_abs=float(gap[:, 4:].max()), scale=_peak(scores, _SCORE_FLOOR)),
+        boxes=difference(slice(0, 4), _BOX_FLOOR_PX),
+        scores=difference(slice(4, first), _SCORE_FLOOR),
         rows=expected.shape[0] * expected.shape[2],
+        extras={name: difference([first + row for row in rows], _floor(name)) for name, rows in extras.items()},
     )
 
 
-def compare_detections(expected: Array, found: Array, *, tolerance: float) -> Agreement:
-    """Compare outputs (B, k, 6) of end-to-end heads, rows x1, y1, x2, y2, score, class; their shapes must be equal.
+def compare_entries(expected: Array, found: Array, *, floor: float = _SCORE_FLOOR) -> Difference:
+    """Compare arrays of equal shape entry by entry.
+
+    Args:
+        expected: The reference's output.
+        found: The artefact's output.
+        floor: Smallest scale, in the unit of the entries.
+    """
+    return Difference(max_abs=float(np.abs(expected.astype(np.float64) - found).max()), scale=_peak(expected, floor))
+
+
+def compare_detections(expected: Array, found: Array, extras: Extras | None = None, *, tolerance: float) -> Agreement:
+    """Compare outputs (B, k, 6 + extras) of end-to-end heads, whose shapes must be equal.
+
+    A row is x1, y1, x2, y2 (x, y, width, height for rotated boxes), score, class, and what else the task predicts.
 
     The rows are the k best of all (anchor, class) pairs in order of score, and that order is not continuous: a rounding
     error swaps two rows of nearly equal score, and at the edge of the top-k one row replaces another. So
     - scores are compared sorted: order statistics never differ by more than the scores themselves do, so nothing need
       be forgiven;
-    - boxes are compared between rows matched one to one by class, box and score (an assignment problem), and a pair
-      that differs by more than `tolerance` is excused if both rows score within `tolerance` of the lowest that got in:
-      these may be different anchors, and both right. The number of excused rows is part of the result.
+    - boxes and extras are compared between rows matched one to one by class, box and score (an assignment problem), and
+      a pair that differs by more than `tolerance` is excused if both rows score within `tolerance` of the lowest that
+      got in: these may be different anchors, and both right. The number of excused rows is part of the result.
 
     Args:
         expected: The reference's output.
         found: The artefact's output.
+        extras: What the columns behind the class hold.
         tolerance: What counts as equal, as a fraction of the scale.
     """
-    box_scale = _peak(expected[..., :4], _BOX_FLOOR_PX)
+    columns = {"boxes": [0, 1, 2, 3], **{name: [6 + row for row in rows] for name, rows in (extras or {}).items()}}
+    scales = {name: _peak(expected[..., at], _floor(name)) for name, at in columns.items()}
     score_scale = _peak(expected[..., 4], _SCORE_FLOOR)
-    box_gap, excused = 0.0, 0
+    worst, excused = dict.fromkeys(columns, 0.0), 0
     for want, got in zip(expected.astype(np.float64), found.astype(np.float64), strict=True):
-        gaps, at_edge = _match(want, got, box_scale, score_scale, tolerance)
-        forgiven = at_edge & (gaps > tolerance * box_scale)
-        box_gap = max(box_gap, float(gaps[~forgiven].max(initial=0.0)))
+        rows, partners, at_edge = _match(want, got, scales["boxes"], score_scale, tolerance)
+        same_class = want[rows, 5] == got[partners, 5]
+        gaps = {
+            name: np.where(same_class, np.abs(want[rows][:, at] - got[partners][:, at]).max(axis=1), scales[name])
+            for name, at in columns.items()
+        }
+        forgiven = at_edge & np.any([gap > tolerance * scales[name] for name, gap in gaps.items()], axis=0)
+        worst = {name: max(worst[name], float(gap[~forgiven].max(initial=0.0))) for name, gap in gaps.items()}
         excused += int(forgiven.sum())
-    score_gap = np.abs(np.sort(expected[..., 4].astype(np.float64)) - np.sort(found[..., 4])).max()
+    differences = {name: Difference(max_abs=worst[name], scale=scales[name]) for name in columns}
     return Agreement(
-        boxes=Difference(max_abs=box_gap, scale=box_scale),
-        scores=Difference(max_abs=float(score_gap), scale=score_scale),
+        boxes=differences.pop("boxes"),
+        scores=compare_entries(np.sort(expected[..., 4]), np.sort(found[..., 4])),
         rows=expected.shape[0] * expected.shape[1],
         excused=excused,
+        extras=differences,
     )
 
 
 def _match(
     want: NDArray[np.float64], got: NDArray[np.float64], box_scale: float, score_scale: float, tolerance: float
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Pair the detections (k, 6) of one image.
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.bool_]]:
+    """Pair the detections (k, 6 + extras) of one image.
 
     Returns:
-        For every pair: the largest difference of the four coordinates in pixels (the whole scale if the classes
-        differ), and whether both rows score at the edge of the top-k.
+        For every pair: the row in `want`, the row in `got`, and whether both score at the edge of the top-k.
     """
     box_gaps = np.abs(want[:, None, :4] - got[None, :, :4]).max(axis=2)
     score_gaps = np.abs(want[:, None, 4] - got[None, :, 4])
@@ -113,7 +151,17 @@ def _match(
     )
     edge = max(want[:, 4].min(), got[:, 4].min())
     at_edge = np.maximum(want[rows, 4], got[columns, 4]) <= edge + tolerance * max(edge, _SCORE_FLOOR)
-    return np.where(same_class[rows, columns], box_gaps[rows, columns], box_scale), at_edge
+    return rows, columns, at_edge
+
+
+def _count(extras: Extras) -> int:
+    """Return the number of rows that the extras take."""
+    return sum(len(rows) for rows in extras.values())
+
+
+def _floor(name: str) -> float:
+    """Return the smallest scale of boxes or of an extra."""
+    return _BOX_FLOOR_PX if name == "boxes" else _EXTRA_FLOORS.get(name, _SCORE_FLOOR)
 
 
 def _peak(values: Array, floor: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.errors import DataError, ParityError
-from yolo_prune.export.agreement import Agreement, Difference, compare_anchors, compare_detections
+from yolo_prune.export.agreement import (
+    Agreement,
+    Difference,
+    compare_anchors,
+    compare_detections,
+    compare_entries,
+)
 from yolo_prune.export.images import synthetic_images, to_input
-from yolo_prune.export.runtimes import Array, PyTorchRuntime, Runtime, runtime_for
-from yolo_prune.export.runtimes.base import Precision
+from yolo_prune.export.runtimes import Array, PyTorchRuntime, runtime_for
+from yolo_prune.export.runtimes.base import Precision, Session
+from yolo_prune.hosts.ultralytics.inference import task_rows
 
 # Largest allowed difference, as a fraction of the output's scale. Measured at 320 px with yolov8n trained on COCO, on 8
 # images of bccd, 8 of COCO and 4 drawn ones: ONNX 9e-6 (boxes) and 1e-5 (scores), NCNN 1e-5 and 1.6e-5; PyTorch's own
 # float32 is 3e-6 and 5e-6 away from float64. Untrained v8n, v10n and 26n with recalibrated batch norms reach 4e-4 on
-# drawn images. One filter set to zero, in any of ten layers of the trained model, is off by 2e-2 to 5e-1. 16-bit
-# weights are off by 3e-2 in boxes and 2e-2 in scores, so that verdict is a coarse one.
+# drawn images; at 64 px, mask coefficients, prototypes, key points, visibility and angles of untrained v8n and 26n
+# models differ by at most 6e-5. One filter set to zero, in any of ten layers of the trained model, is off by 2e-2 to
+# 5e-1. 16-bit weights are off by 3e-2 in boxes and 2e-2 in scores, so that verdict is a coarse one.
 TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 5e-2}
 
 _SYNTHETIC_COUNT = 4
@@ -38,7 +46,7 @@ class ParityReport:
         imgsz_px: Side of the square input.
         images: Number of images compared.
         tolerance: Largest allowed `max_rel`.
-        agreement: The differences of boxes and scores.
+        agreement: The differences of boxes, scores and what else the task predicts.
     """
 
     artefact: str
@@ -52,12 +60,12 @@ class ParityReport:
     @property
     def max_abs(self) -> float:
         """Largest absolute difference, boxes in pixels and scores in probability alike."""
-        return max(self.agreement.boxes.max_abs, self.agreement.scores.max_abs)
+        return max(part.max_abs for part in self.agreement.parts.values())
 
     @property
     def max_rel(self) -> float:
         """Largest difference relative to the scale of its kind of row."""
-        return max(self.agreement.boxes.max_rel, self.agreement.scores.max_rel)
+        return max(part.max_rel for part in self.agreement.parts.values())
 
     @property
     def passed(self) -> bool:
@@ -68,10 +76,12 @@ class ParityReport:
         """Return the report itself, or raise `ParityError` if it did not pass."""
         if self.passed:
             return self
-        boxes, scores = self.agreement.boxes, self.agreement.scores
+        parts = [
+            f"{name} by {part.max_abs:.3g} ({part.max_rel:.2e} of the scale)"
+            for name, part in self.agreement.parts.items()
+        ]
         raise ParityError(
-            f"artefact '{self.artefact}' ({self.backend}) differs from PyTorch: boxes by {boxes.max_abs:.3g} px "
-            f"({boxes.max_rel:.2e} of their scale), scores by {scores.max_abs:.3g} ({scores.max_rel:.2e}), "
+            f"artefact '{self.artefact}' ({self.backend}) differs from PyTorch: {', '.join(parts)}, "
             f"{self.agreement.excused} of {self.agreement.rows} rows tie at the edge of the top-k",
             expected=f"at most {self.tolerance:.0e} of the scale ({self.precision})",
             remedy="make sure that the artefact was exported from this checkpoint; do not deploy it",
@@ -87,7 +97,8 @@ class ParityReport:
         own = {key: item for key, item in value.items() if key in cls.__dataclass_fields__}
         agreement = dict(own.pop("agreement"))
         boxes, scores = Difference(**agreement.pop("boxes")), Difference(**agreement.pop("scores"))
-        return cls(agreement=Agreement(boxes=boxes, scores=scores, **agreement), **own)
+        extras = {name: Difference(**part) for name, part in agreement.pop("extras", {}).items()}
+        return cls(agreement=Agreement(boxes=boxes, scores=scores, extras=extras, **agreement), **own)
 
 
 def check_parity(
@@ -128,11 +139,17 @@ def check_parity(
         raise DataError("no images", expected="at least one image", remedy="pass None for synthetic ones")
     inputs = [to_input(image, imgsz_px) for image in images]
     runtime = runtime_for(artefact, full_precision=True)
-    found, end_to_end, precision = _predict(runtime, artefact, inputs, imgsz_px, threads)
-    expected, _, _ = _predict(PyTorchRuntime(end_to_end=end_to_end), reference, inputs, imgsz_px, threads)
+    with runtime.load(artefact, imgsz_px=imgsz_px, threads=threads) as session:
+        found, end_to_end, precision = _predict(session, inputs), session.end_to_end, session.precision
+    with PyTorchRuntime(end_to_end=end_to_end).load(reference, imgsz_px=imgsz_px, threads=threads) as torch_session:
+        expected, rows = _predict(torch_session, inputs), task_rows(torch_session.model)
     _require_comparable(expected, found, artefact.name)
     tolerance = TOLERANCES[precision] if tolerance is None else tolerance
-    compared = compare_detections(expected, found, tolerance=tolerance) if end_to_end else None
+    agreement = (
+        compare_detections(expected[0], found[0], rows, tolerance=tolerance)
+        if end_to_end
+        else compare_anchors(expected[0], found[0], rows)
+    )
     return ParityReport(
         artefact=artefact.name,
         backend=runtime.name,
@@ -140,28 +157,33 @@ def check_parity(
         imgsz_px=imgsz_px,
         images=len(inputs),
         tolerance=tolerance,
-        agreement=compared or compare_anchors(expected, found),
+        agreement=_with_prototypes(agreement, expected, found),
     )
 
 
-def _predict(
-    runtime: Runtime, path: Path, inputs: Sequence[Array], imgsz_px: int, threads: int
-) -> tuple[Array, bool, Precision]:
-    """Return the decoded predictions of all inputs, stacked; whether they are end-to-end; and the precision."""
-    with runtime.load(path, imgsz_px=imgsz_px, threads=threads) as session:
-        outputs = [session(image)[0] for image in inputs]
-        return np.concatenate(outputs), session.end_to_end, session.precision
+def _predict(session: Session, inputs: Sequence[Array]) -> list[Array]:
+    """Return every output for all inputs, stacked."""
+    return [np.concatenate(parts) for parts in zip(*(session(image) for image in inputs), strict=True)]
 
 
-def _require_comparable(expected: Array, found: Array, artefact: str) -> None:
+def _with_prototypes(agreement: Agreement, expected: Sequence[Array], found: Sequence[Array]) -> Agreement:
+    """Add the second output, of which masks are made, where there is one."""
+    if len(expected) == 1:
+        return agreement
+    return replace(agreement, extras={**agreement.extras, "prototypes": compare_entries(expected[1], found[1])})
+
+
+def _require_comparable(expected: Sequence[Array], found: Sequence[Array], artefact: str) -> None:
     """Raise `ParityError` where no difference can be computed."""
-    if expected.shape != found.shape:
+    shapes, wanted = ([values.shape for values in outputs] for outputs in (found, expected))
+    if shapes != wanted:
         raise ParityError(
-            f"artefact '{artefact}' answers with shape {found.shape}",
-            expected=f"{expected.shape}, as PyTorch does",
+            f"artefact '{artefact}' answers with shape {', '.join(map(str, shapes))}",
+            expected=f"{', '.join(map(str, wanted))}, as PyTorch does",
             remedy="make sure that the artefact was exported from this checkpoint, with the same imgsz and head",
         )
-    for side, values in (("PyTorch", expected), (f"artefact '{artefact}'", found)):
+    for side, outputs in (("PyTorch", expected), (f"artefact '{artefact}'", found)):
+        values = np.concatenate([output.ravel() for output in outputs])
         if not np.isfinite(values).all():
             raise ParityError(
                 f"{int((~np.isfinite(values)).sum())} of {values.size} outputs of {side} are not finite",

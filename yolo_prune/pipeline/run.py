@@ -14,7 +14,7 @@ from yolo_prune.export.benchmark import BenchmarkReport, benchmark, require_meas
 from yolo_prune.export.parity import check_parity
 from yolo_prune.files import new_file, sha256, write_json
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, require_deployable, write_checkpoint
-from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
+from yolo_prune.hosts.ultralytics.evaluation import evaluate, read_data, require_kpt_shape, require_split
 from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.hosts.ultralytics.trainer import interrupted, require_stock_values, reset_weights, stock_keys, train
@@ -95,6 +95,8 @@ def _check(config: RunConfig) -> None:
         raise ConfigError("train.epochs is 0 and model is no checkpoint", expected="a trained .pt, or epochs to train")
     model: Any = load_model(config.model)
     require_deployable(model, config.model)
+    if not config.train.get("epochs"):  # the host's training of the dense model takes the data's own key points
+        require_kpt_shape(model, read_data(Path(config.data)), config.data)
     require_imgsz(config.imgsz, stride=int(model.stride.max()))
 
 

@@ -12,7 +12,7 @@ from yolo_prune.allocation import PATHS, Constraints
 from yolo_prune.configuration import json_setting, setting
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.hosts.ultralytics.checkpoints import is_slim, load_model, read_checkpoint
-from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, require_split
+from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, read_data, require_kpt_shape, require_split
 from yolo_prune.hosts.ultralytics.gradual import GradualOptions, GradualPruning, gradual_options_of
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.hosts.ultralytics.sparsity import SCOPES, Scope, SparsityOptions, SparsityTraining, options_of
@@ -83,7 +83,8 @@ def finetune(config: FinetuneConfig, stock: dict[str, Any]) -> Training:
         YoloPruneError: The checkpoint is not slim, or the data is incomplete.
     """
     model = Path(config.model)
-    if not is_slim(read_checkpoint(model).model):
+    network = read_checkpoint(model).model
+    if not is_slim(network):
         raise CheckpointError(
             f"'{model}' is not a slim checkpoint",
             expected="one written by `yolo-prune prune`",
@@ -92,6 +93,7 @@ def finetune(config: FinetuneConfig, stock: dict[str, Any]) -> Training:
     if config.data is not None:
         for split in ("train", "val"):
             require_split(Path(config.data), split)
+        require_kpt_shape(network, read_data(Path(config.data)), config.data)
         stock = {**stock, "data": config.data}
     elif not config.resume:
         raise ConfigError("'data=' is required", expected="data: a data yaml")
@@ -230,9 +232,14 @@ class EvaluationTable:
     def table(self) -> str:
         """Return one row of figures."""
         figures = self.evaluation
-        row = [self.model, figures.split, str(figures.images)]
-        row += [f"{value:.3f}" for value in (figures.map50, figures.map50_95, figures.precision, figures.recall)]
-        return render(["model", "split", "images", "mAP50", "mAP50-95", "precision", "recall"], [row])
+        columns = ["model", "split", "images", "mAP50", "mAP50-95", "precision", "recall"]
+        values = [figures.map50, figures.map50_95, figures.precision, figures.recall]
+        for kind, scores in (("mask", figures.mask), ("pose", figures.pose)):
+            if scores is not None:
+                columns += [f"{kind} mAP50", f"{kind} mAP50-95"]
+                values += [scores.map50, scores.map50_95]
+        row = [self.model, figures.split, str(figures.images), *(f"{value:.3f}" for value in values)]
+        return render(columns, [row])
 
 
 def evaluate_checkpoint(config: EvaluateConfig) -> EvaluationTable:

@@ -18,7 +18,7 @@ def summarize(summary: Mapping[str, Any], *, markdown: bool = False) -> str:
     splits = list(next(iter(summary["evaluations"].values())))
     backends = list(summary["speed_up"])
     columns = ["", "MACs", "params"]
-    columns += [f"{metric} {split}" for split in splits for metric in ("mAP50", "mAP50-95")]
+    columns += [f"{metric} {split}" for split in splits for metric in _precisions(summary, "dense", split)]
     columns += [f"{backend} ms" for backend in backends]
     rows = [_row(summary, name, splits, backends) for name in summary["costs"]]
     return render(columns, rows, markdown=markdown) + _notes(summary)
@@ -26,13 +26,22 @@ def summarize(summary: Mapping[str, Any], *, markdown: bool = False) -> str:
 
 def _row(summary: Mapping[str, Any], name: str, splits: list[str], backends: list[str]) -> list[str]:
     cost = summary["costs"][name]
-    figures = summary["evaluations"][name]
     row = [name, quantity(cost["macs"]), quantity(cost["params"])]
-    row += [f"{figures[split][metric]:.3f}" for split in splits for metric in ("map50", "map50_95")]
+    row += [f"{value:.3f}" for split in splits for value in _precisions(summary, name, split).values()]
     for backend in backends:
         latency = summary["latency_ms"].get(f"{name}_{backend}")
         row.append(f"{latency['median_ms']:.1f} ({latency['p5_ms']:.1f}..{latency['p95_ms']:.1f})" if latency else "-")
     return row
+
+
+def _precisions(summary: Mapping[str, Any], name: str, split: str) -> dict[str, float]:
+    """Return the mean average precisions of a model, of boxes and of what else its task predicts, by their headings."""
+    figures = summary["evaluations"][name][split]
+    found = {"mAP50": figures["map50"], "mAP50-95": figures["map50_95"]}
+    for kind in ("mask", "pose"):
+        if kind in figures:
+            found |= {f"{kind} mAP50": figures[kind]["map50"], f"{kind} mAP50-95": figures[kind]["map50_95"]}
+    return found
 
 
 def _notes(summary: Mapping[str, Any]) -> str:

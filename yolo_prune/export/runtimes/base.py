@@ -24,7 +24,8 @@ class Session(Protocol):
 
     Attributes:
         end_to_end: The output is final detections (1, k, 6), rows x1, y1, x2, y2, score, class; otherwise it is
-            (1, 4 + classes, anchors), rows cx, cy, w, h in pixels and one score a class.
+            (1, 4 + classes, anchors), rows cx, cy, w, h in pixels and one score a class. Tasks other than detection
+            have more behind these, see `task_rows` of the host.
         precision: How the artefact stores its weights.
     """
 
@@ -35,7 +36,10 @@ class Session(Protocol):
     def precision(self) -> Precision: ...  # noqa: D102
 
     def __call__(self, image: Array) -> list[Array]:
-        """Run one contiguous float32 image (1, 3, H, W) in [0, 1]; return raw outputs, decoded predictions first."""
+        """Run one contiguous float32 image (1, 3, H, W) in [0, 1]; return raw outputs, decoded predictions first.
+
+        Models for task segment have a second output, the prototypes of the masks.
+        """
         ...
 
 

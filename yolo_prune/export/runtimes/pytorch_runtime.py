@@ -24,10 +24,11 @@ class PyTorchSession:
     precision: Precision = "fp32"  # the host computes in float32 on a CPU whatever the checkpoint stores
 
     def __call__(self, image: Array) -> list[Array]:
-        """See `Session`; only the decoded predictions are returned."""
+        """See `Session`; what the host returns for training's sake beside the predictions is left out."""
         with torch.inference_mode():
             output = self.model(torch.from_numpy(image))
-        return [(output[0] if isinstance(output, tuple) else output).numpy()]
+        predictions = output[0] if isinstance(output, tuple) else output
+        return [part.numpy() for part in (predictions if isinstance(predictions, tuple) else (predictions,))]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ MARKER = "yolo_prune"
 SUPPORTED_TASKS = ("detect", "segment", "pose", "obb", "classify")
 """Tasks whose models can be pruned."""
 
-DEPLOYED_TASKS = ("detect",)
+DEPLOYED_TASKS = ("detect", "segment", "pose", "obb")
 """Tasks whose models can be fine-tuned, evaluated and exported with parity as well."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,46 @@ from yolo_prune.hosts.ultralytics.refusals import host_errors_as
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How well one kind of prediction fits.
+
+    Attributes:
+        map50: Mean average precision at 0.5, of IoU (boxes, masks) or of object key-point similarity (poses).
+        map50_95: Mean average precision over 0.5 to 0.95 of the same.
+        precision: At the confidence of the best F1.
+        recall: At the confidence of the best F1.
+    """
+
+    map50: float
+    map50_95: float
+    precision: float
+    recall: float
+
+    @classmethod
+    def of(cls, metric: Any) -> Scores:
+        """Read the host's metric of one kind of prediction."""
+        return cls(
+            map50=float(metric.map50),
+            map50_95=float(metric.map),
+            precision=float(metric.mp),
+            recall=float(metric.mr),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What the host's validator measured.
 
     Attributes:
         split: Split of the data.
         images: Number of images.
-        map50: Mean average precision at IoU 0.5.
-        map50_95: Mean average precision over IoU 0.5 to 0.95.
-        precision: At the confidence of the best F1.
-        recall: At the confidence of the best F1.
+        map50: Of the boxes, as the three that follow: see `Scores`. Rotated ones for task obb.
+        map50_95: See `map50`.
+        precision: See `map50`.
+        recall: See `map50`.
         imgsz_px: Side of the input.
+        mask: Of the masks; task segment only.
+        pose: Of the key points; task pose only.
     """
 
     split: str
@@ -36,10 +65,12 @@ class Evaluation:
     precision: float
     recall: float
     imgsz_px: int
+    mask: Scores | None = None
+    pose: Scores | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures as plain values."""
-        return asdict(self)
+        """Return the figures as plain values, without the kinds of prediction that the task does not have."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def evaluate(model: Path, *, data: Path, split: str, imgsz_px: int, batch: int = 16, workers: int = 2) -> Evaluation:
@@ -54,7 +85,7 @@ def evaluate(model: Path, *, data: Path, split: str, imgsz_px: int, batch: int =
         workers: Loader processes.
 
     Raises:
-        DataError: The yaml or the split is missing, or the host cannot evaluate on it.
+        DataError: The yaml or the split is missing, it has other key points, or the host cannot evaluate on it.
         CheckpointError: A task that is pruned only.
     """
     from ultralytics import YOLO
@@ -70,16 +101,37 @@ def evaluate(model: Path, *, data: Path, split: str, imgsz_px: int, batch: int =
         ):
             yolo = YOLO(str(model))
             require_deployable(yolo.model, str(model))
+            require_kpt_shape(yolo.model, read_data(data), str(data))
             metrics = yolo.val(data=str(data), split=split, **options, project=scratch, name="val")
-    box = metrics.box
-    return Evaluation(
-        split=split,
-        images=len(image_files(data, split)),
-        map50=float(box.map50),
-        map50_95=float(box.map),
-        precision=float(box.mp),
-        recall=float(box.mr),
-        imgsz_px=imgsz_px,
+    return Evaluation(split=split, images=len(image_files(data, split)), imgsz_px=imgsz_px, **_scores(metrics))
+
+
+def _scores(metrics: Any) -> dict[str, Any]:
+    """Return the fields of `Evaluation` that the host's metrics of a task fill."""
+    kinds = {"mask": getattr(metrics, "seg", None), "pose": getattr(metrics, "pose", None)}
+    return asdict(Scores.of(metrics.box)) | {
+        kind: Scores.of(metric) for kind, metric in kinds.items() if metric is not None
+    }
+
+
+def require_kpt_shape(model: Any, description: Mapping[str, Any], name: str) -> None:
+    """Refuse data whose key points are others than a pose model's; models of other tasks take any data.
+
+    Args:
+        model: A model of the host.
+        description: Content of the data yaml.
+        name: What the user calls the yaml.
+
+    Raises:
+        DataError: `kpt_shape` is missing or another one.
+    """
+    expected, found = getattr(model.model[-1], "kpt_shape", None), description.get("kpt_shape")
+    if expected is None or (isinstance(found, (list, tuple)) and list(found) == list(expected)):
+        return
+    raise DataError(
+        f"'{name}' has {'no kpt_shape' if found is None else f'kpt_shape: {found}'}",
+        expected=f"kpt_shape: {list(expected)}, as the model has [number of key points, values of each]",
+        remedy="correct the data, or train the dense model on it before it is pruned",
     )
 
 

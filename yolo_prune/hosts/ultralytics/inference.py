@@ -22,7 +22,8 @@ def load_for_inference(path: Path, *, end_to_end: bool | None = None) -> nn.Modu
 
     Returns:
         The model on the CPU: batch norms fused into convolutions, float32, no gradients. Called with images
-        (B, 3, H, W) in [0, 1] it returns the decoded predictions, alone or first of a tuple.
+        (B, 3, H, W) in [0, 1] it returns the decoded predictions, alone or first of a tuple; for task segment these are
+        a tuple themselves, with the prototypes (B, masks, H / 4, W / 4) second.
 
     Raises:
         CheckpointError: The file is missing, is not a checkpoint of the host, or has no head of the wanted kind.
@@ -40,8 +41,29 @@ def load_for_inference(path: Path, *, end_to_end: bool | None = None) -> nn.Modu
 
 
 def is_end_to_end(model: nn.Module) -> bool:
-    """Return whether a host model answers with final detections (1, k, 6) instead of one column per anchor."""
+    """Return whether a host model answers with final detections (1, k, 6 or more), not with one column per anchor."""
     return bool(getattr(model, "end2end", False))
+
+
+def task_rows(model: Any) -> dict[str, list[int]]:
+    """Return which rows of the decoded predictions hold what besides box and class scores, behind which they come.
+
+    Args:
+        model: A model of the host.
+
+    Returns:
+        Rows, counted from 0, by name: `mask_coefficients` (segment), `angles` in radians (obb), `key_points` in pixels
+        and their `visibility` (pose; the latter if a key point has three values). Empty for detection.
+    """
+    head = model.model[-1]
+    if hasattr(head, "kpt_shape"):
+        count, values = head.kpt_shape
+        rows = {"key_points": [row for row in range(count * values) if row % values < 2]}
+        return rows | ({"visibility": list(range(2, count * values, 3))} if values == 3 else {})
+    for name, attribute in (("mask_coefficients", "nm"), ("angles", "ne")):
+        if hasattr(head, attribute):
+            return {name: list(range(getattr(head, attribute)))}
+    return {}
 
 
 def require_imgsz(imgsz_px: int, *, stride: int = 32) -> None:

@@ -12,6 +12,10 @@ from torch import nn
 from ultralytics import YOLO
 from ultralytics.cfg import check_cfg
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.models.yolo.obb import OBBTrainer
+from ultralytics.models.yolo.pose import PoseTrainer
+from ultralytics.models.yolo.segment import SegmentationTrainer
+from ultralytics.nn.modules.block import RealNVP
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.torch_utils import unwrap_model
@@ -27,6 +31,7 @@ from yolo_prune.hosts.ultralytics.checkpoints import (
     unpickle,
     widths,
 )
+from yolo_prune.hosts.ultralytics.evaluation import require_kpt_shape
 from yolo_prune.hosts.ultralytics.refusals import host_errors_as, training_refused
 
 Callback: TypeAlias = Callable[[Any], None]
@@ -59,12 +64,14 @@ class SlimTrainerMixin:
 
         Raises:
             CheckpointError: The weights are fused.
-            ConfigError: A slim network shall start from other weights than its own.
+            ConfigError: The data has another number of classes, and the slim network's head cannot follow.
+            DataError: The data has other key points than the slim network.
         """
         if weights is None or not is_slim(weights):
             return super().get_model(cfg, weights, verbose)  # type: ignore[misc]
         model = trainable_copy(weights)
         data: dict[str, Any] = self.data  # type: ignore[attr-defined]
+        require_kpt_shape(model, data, str(self.args.data))  # type: ignore[attr-defined]
         retarget_classes(model, data["nc"], data["names"])
         LOGGER.info(f"Training the slim network itself: {sum(p.numel() for p in model.parameters()):,} parameters")
         return model
@@ -91,7 +98,24 @@ class SlimDetectionTrainer(SlimTrainerMixin, DetectionTrainer):
     """The stock detection trainer for slim networks."""
 
 
-TRAINERS: dict[str, type[SlimTrainerMixin]] = {"detect": SlimDetectionTrainer}
+class SlimSegmentationTrainer(SlimTrainerMixin, SegmentationTrainer):
+    """The stock segmentation trainer for slim networks."""
+
+
+class SlimPoseTrainer(SlimTrainerMixin, PoseTrainer):
+    """The stock pose trainer for slim networks."""
+
+
+class SlimOBBTrainer(SlimTrainerMixin, OBBTrainer):
+    """The stock trainer of rotated boxes for slim networks."""
+
+
+TRAINERS: dict[str, type[SlimTrainerMixin]] = {
+    "detect": SlimDetectionTrainer,
+    "segment": SlimSegmentationTrainer,
+    "pose": SlimPoseTrainer,
+    "obb": SlimOBBTrainer,
+}
 """The trainer of each task."""
 
 
@@ -117,21 +141,37 @@ def trainable_copy(weights: nn.Module) -> nn.Module:
 
 
 def retarget_classes(model: Any, classes: int, names: Mapping[int, str]) -> None:
-    """Give the head another number of classes by replacing only the last layers of its class towers, in place."""
+    """Give the head another number of classes by replacing only the layers with an output a class, in place.
+
+    Raises:
+        ConfigError: The head has no such layers, as those that compare with words (YOLO-World, YOLOE) or queries.
+    """
     head = model.model[-1]
     if head.nc == classes:
         return
+    towers = _class_towers(head)
+    if not towers or any(getattr(tower[-1], "out_channels", None) != head.nc for tower in towers):
+        raise ConfigError(
+            f"the data has {classes} classes, the checkpoint {head.nc}, and its head is a {type(head).__name__}",
+            expected="as many classes: this head has no layer with an output for each of them",
+            remedy="train the dense model on this data first, and prune it then",
+        )
     LOGGER.info(f"The data has {classes} classes, the checkpoint {head.nc}: new last layers in the class towers")
     trained = {name: value.clone() for name, value in head.state_dict().items() if "cv2." in name}
-    for towers in (head.cv3, getattr(head, "one2one_cv3", None)):
-        for tower in towers if towers is not None else ():
-            old = tower[-1]
-            tower[-1] = nn.Conv2d(old.in_channels, classes, kernel_size=1).to(old.weight)
+    for tower in towers:
+        tower[-1] = nn.Conv2d(tower[-1].in_channels, classes, kernel_size=1).to(tower[-1].weight)
     head.nc, head.no = classes, classes + head.reg_max * 4
     head.bias_init()  # the new layers' start values; it resets the trained box layers as well
     head.load_state_dict(trained, strict=False)
     model.nc, model.names, model.yaml["nc"] = classes, names, classes
     getattr(model, MARKER)["widths"] = widths(model)
+
+
+def _class_towers(head: Any) -> list[Any]:
+    """Return the sequences of layers that end with an output for each class."""
+    towers = [tower for name in ("cv3", "one2one_cv3") for tower in getattr(head, name, None) or ()]
+    semantic = getattr(getattr(head, "proto", None), "semseg", None)  # YOLO26's prototypes learn the classes as well
+    return towers if semantic is None else [*towers, semantic]
 
 
 def stock_keys() -> dict[str, Any]:
@@ -226,4 +266,7 @@ def reset_weights(model: Any, *, seed: int) -> None:
     for path, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.Linear)) and ".dfl" not in path:
             module.reset_parameters()
+    for module in model.modules():
+        if isinstance(module, RealNVP):  # its couplings of key points start near the identity
+            module.init_weights()
     model.model[-1].bias_init()
