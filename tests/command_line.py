@@ -60,6 +60,7 @@ def words_of(verb: str, model: Path, data: Path, desk: Path) -> list[str]:
     more = {
         "inspect": [],
         "prune": [*PRUNE],
+        "train": [f"data={data}", "epochs=1"],
         "finetune": [f"data={data}", "epochs=1"],
         "evaluate": [f"data={data}"],
         "export": ["out=artefacts"],

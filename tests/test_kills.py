@@ -15,7 +15,7 @@ from test_gradual import words_for
 from test_training import epochs_in
 
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, widths
-from yolo_prune.hosts.ultralytics.trainer import WholeFile, interrupted
+from yolo_prune.hosts.ultralytics.trainer import WholeFile, drop_rows, interrupted
 
 KILLS = int(os.environ.get("YOLO_PRUNE_KILLS", "1"))
 """Random moments of each kind of run; more are a setting, to be run by hand."""
@@ -73,6 +73,15 @@ def test_a_killed_run_ends_like_one_that_was_not(undisturbed, command, dense_che
     for name in ("last.pt", "best.pt"):
         found, expected = (read_checkpoint(run / "weights" / name).model for run in (folder, whole))
         assert widths(found) == widths(expected)
+
+
+def test_rows_of_an_epoch_that_is_repeated_are_dropped(tmp_path):
+    results = tmp_path / "results.csv"
+    results.write_text("epoch,time\n1,2.5\n2,3\n3,4\n")
+    drop_rows(results, after=2)
+    assert results.read_text() == "epoch,time\n1,2.5\n2,3\n"
+    drop_rows(tmp_path / "absent.csv", after=2)
+    assert not (tmp_path / "absent.csv").exists()
 
 
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path):

@@ -96,7 +96,7 @@ class TestNames:
         assert f"unknown key '{typo}'" in message
         assert f"'{nearest}'?" in message
 
-    @pytest.mark.parametrize(("word", "nearest"), [("prun", "prune"), ("evalute", "evaluate"), ("train", "inspect, ")])
+    @pytest.mark.parametrize(("word", "nearest"), [("prun", "prune"), ("evalute", "evaluate"), ("sharpen", "inspect, ")])
     def test_unknown_command(self, refused, word, nearest):
         message = refused(word)
         assert f"unknown command '{word}'" in message

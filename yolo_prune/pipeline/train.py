@@ -82,23 +82,13 @@ def finetune(config: FinetuneConfig, stock: dict[str, Any]) -> Training:
     Raises:
         YoloPruneError: The checkpoint is not slim, or the data is incomplete.
     """
-    model = Path(config.model)
-    network = read_checkpoint(model).model
-    if not is_slim(network):
+    if not is_slim(read_checkpoint(Path(config.model)).model):
         raise CheckpointError(
-            f"'{model}' is not a slim checkpoint",
+            f"'{config.model}' is not a slim checkpoint",
             expected="one written by `yolo-prune prune`",
-            remedy="train dense checkpoints with `yolo train`",
+            remedy="train dense checkpoints with `yolo-prune train` or `yolo train`",
         )
-    if config.data is not None:
-        for split in ("train", "val"):
-            require_split(Path(config.data), split)
-        require_kpt_shape(network, read_data(Path(config.data)), config.data)
-        stock = {**stock, "data": config.data}
-    elif not config.resume:
-        raise ConfigError("'data=' is required", expected="data: a data yaml")
-    require_stock_values(stock)
-    return Training(best=train(model, resume=config.resume, **stock))
+    return train_model(TrainConfig(model=config.model, data=config.data, resume=config.resume), stock)
 
 
 def train_model(config: TrainConfig, stock: dict[str, Any]) -> Training:
@@ -108,13 +98,14 @@ def train_model(config: TrainConfig, stock: dict[str, Any]) -> Training:
         YoloPruneError: Settings, checkpoint or data that cannot be trained with.
     """
     sparsity, gradual = sparsity_options(config), gradual_options(config)
-    load_model(config.model)  # refuses fused, damaged and hostile checkpoints before the host reads them
+    network = load_model(config.model)  # refuses fused, damaged and hostile ones before the host reads them
     if config.distill is not None:
         read_checkpoint(Path(config.distill))
         stock = {**stock, "distill_model": config.distill}
     if config.data is not None:
         for split in ("train", "val"):
             require_split(Path(config.data), split)
+        require_kpt_shape(network, read_data(Path(config.data)), config.data)
         stock = {**stock, "data": config.data}
     elif not config.resume and not stock.get("cfg"):
         raise ConfigError("'data=' is required", expected="data: a data yaml")

@@ -16,7 +16,7 @@ from ultralytics.models.yolo.obb import OBBTrainer
 from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.nn.modules.block import RealNVP
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -79,6 +79,8 @@ class SlimTrainerMixin:
     def _setup_train(self) -> None:
         with training_refused():
             super()._setup_train()  # type: ignore[misc]
+        if self.resume and RANK in {-1, 0}:  # type: ignore[attr-defined]
+            drop_rows(self.csv, after=self.start_epoch)  # type: ignore[attr-defined]
         self._require_widths("after loading")
 
     def save_model(self) -> Any:
@@ -117,6 +119,20 @@ TRAINERS: dict[str, type[SlimTrainerMixin]] = {
     "obb": SlimOBBTrainer,
 }
 """The trainer of each task."""
+
+
+def drop_rows(results: Path, *, after: int) -> None:
+    """Drop the rows of epochs that a resumed run repeats: the host writes a row before the checkpoint.
+
+    Args:
+        results: The host's results.csv.
+        after: Epochs that are done.
+    """
+    head, *rows = results.read_text(encoding="utf-8").splitlines() if results.is_file() else [""]
+    done = [row for row in rows if int(row.split(",")[0]) <= after]
+    if len(done) < len(rows):
+        with new_file(results, replace=True) as temporary:
+            temporary.write_text("\n".join([head, *done, ""]), encoding="utf-8")
 
 
 def network_of(model: nn.Module) -> Any:
