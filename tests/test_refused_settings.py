@@ -96,7 +96,9 @@ class TestNames:
         assert f"unknown key '{typo}'" in message
         assert f"'{nearest}'?" in message
 
-    @pytest.mark.parametrize(("word", "nearest"), [("prun", "prune"), ("evalute", "evaluate"), ("sharpen", "inspect, ")])
+    @pytest.mark.parametrize(
+        ("word", "nearest"), [("prun", "prune"), ("evalute", "evaluate"), ("sharpen", "inspect, ")]
+    )
     def test_unknown_command(self, refused, word, nearest):
         message = refused(word)
         assert f"unknown command '{word}'" in message

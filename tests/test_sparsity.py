@@ -132,8 +132,14 @@ class TestTraining:
         for event, callback in SparsityTraining(SparsityOptions(strength=5.0)).callbacks().items():
             yolo.add_callback(event, callback)
         stock = {key: yaml.safe_load(value) for key, value in (word.split("=") for word in [*SGD, *WORDS])}
+        seen = []  # what TensorBoard, MLflow and W&B, which come after, find in the host's metrics
+        yolo.add_callback("on_fit_epoch_end", lambda trainer: seen.append(dict(trainer.metrics)))
         yolo.train(data=str(tiny_data), epochs=1, project=str(tmp_path), name="a", **stock)
-        assert record_of(tmp_path / "a")["epochs"][-1]["strength"] == 5.0
+        last = record_of(tmp_path / "a")["epochs"][-1]
+        assert last["strength"] == 5.0
+        assert {key: seen[0][f"sparsity/{key}"] for key in ("strength", "silent", "macs", "pull")} == {
+            key: last[key] for key in ("strength", "silent", "macs", "pull")
+        }
 
     def test_killed_it_resumes_with_its_own_settings(self, command, dense_checkpoint, tiny_data, tmp_path):
         words = ["train", f"model={dense_checkpoint}", f"data={tiny_data}", "epochs=4", f"project={tmp_path}"]
