@@ -19,7 +19,8 @@ from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
 from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.hosts.ultralytics.trainer import interrupted, require_stock_values, reset_weights, stock_keys, train
 from yolo_prune.pipeline.deploy import RUNS, SUFFIXES, THREADS, export_one, sample_images
-from yolo_prune.pipeline.prune import PruneConfig, choices, prune
+from yolo_prune.pipeline.prune import prune
+from yolo_prune.pipeline.pruning import PruneConfig, choices
 from yolo_prune.pipeline.stages import Stages
 from yolo_prune.plan import PrunePlan
 from yolo_prune.report.summary import summarize

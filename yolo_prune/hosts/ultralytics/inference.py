@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.errors import CheckpointError
+from yolo_prune.hosts.refusals import require_imgsz as require_imgsz
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
 from yolo_prune.hosts.ultralytics.refusals import loading
 
@@ -42,19 +43,6 @@ def load_for_inference(path: Path, *, end_to_end: bool | None = None) -> nn.Modu
 def is_end_to_end(model: nn.Module) -> bool:
     """Return whether a host model answers with final detections (1, k, 6) instead of one column per anchor."""
     return bool(getattr(model, "end2end", False))
-
-
-def require_imgsz(imgsz_px: int, *, stride: int = 32) -> None:
-    """Refuse an image side that the host would change with a warning only.
-
-    Raises:
-        ConfigError: `imgsz_px` is not a positive multiple of `stride`.
-    """
-    if imgsz_px < stride or imgsz_px % stride:
-        nearest = stride * max(1, round(imgsz_px / stride))
-        raise ConfigError(
-            f"imgsz={imgsz_px}", expected=f"a multiple of the model's stride {stride}", remedy=f"imgsz={nearest}"
-        )
 
 
 def _load(path: Path) -> Any:
