@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.ImageFont import FreeTypeFont
 
 from yolo_prune.errors import ConfigError
 
@@ -26,6 +27,12 @@ def adapt_numpy() -> None:
     """Give numpy back its `trapz`, which was renamed in 2.0 and removed in 2.4."""
     if not hasattr(np, "trapz"):
         vars(np)["trapz"] = np.trapezoid
+
+
+def adapt_pillow() -> None:
+    """Give Pillow's fonts back their `getsize`, which was removed in 10: boxes are labelled with it."""
+    if not hasattr(FreeTypeFont, "getsize"):
+        FreeTypeFont.getsize = lambda self, text: self.getbbox(text)[2:]
 
 
 @contextlib.contextmanager

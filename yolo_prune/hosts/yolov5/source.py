@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_prune.errors import ConfigError
-from yolo_prune.hosts.yolov5.shims import adapt_numpy, stand_ins
+from yolo_prune.hosts.yolov5.shims import adapt_numpy, adapt_pillow, stand_ins
 
 NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "train.py": {
@@ -35,10 +35,9 @@ NEEDED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "DetectionModel.__init__": ("self", "cfg", "ch", "nc", "anchors"),
     },
 }
-"""What we hook: names by file, with the first arguments of functions. v6.2 was the first to have all, but for `Segment`,
-which v7.0 brought."""
+"""What we hook: names by file, with the first arguments of functions. v7.0 was the first to have all of it."""
 
-REMEDIES = {"pkg_resources": "pip install 'setuptools<81'"}
+REMEDIES = {"pkg_resources": "pip install 'setuptools<81'", "git": "pip install gitpython"}
 """What to install for a module that is missing, where its package is called otherwise."""
 
 
@@ -63,6 +62,7 @@ class Classic:
         if not self.prefix and str(self.root) not in sys.path:
             sys.path.insert(0, str(self.root))
         adapt_numpy()
+        adapt_pillow()
         try:
             with stand_ins():
                 module = importlib.import_module(self.prefix + name)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -66,6 +67,7 @@ class EpochRecord:
     Attributes:
         epoch: Its number, from 0.
         strength: s during the epoch.
+        batches: Batches.
         steps: Optimizer steps.
         lr_sum: Sum of their learning rates for scales.
         arrived: Share of the movement `strength * lr_sum` that was seen in the scales that shall reach zero.
@@ -74,6 +76,7 @@ class EpochRecord:
 
     epoch: int
     strength: float
+    batches: int
     steps: int
     lr_sum: float
     arrived: float
@@ -88,11 +91,18 @@ class Course:
         epochs: Its epochs.
         start: The first that is to come, more than 0 when it is resumed.
         lr_factor: From epoch to the share of the initial learning rate.
+        warmup: From the batches of an epoch to those of warm-up, during which the learning rate of scales rises from 0.
     """
 
     epochs: int
     start: int
     lr_factor: Callable[[int], float]
+    warmup: Callable[[int], int]
+
+    def mean_lr_factor(self, epoch: int, batches: int) -> float:
+        """Return the share of the initial learning rate that scales have on average in an epoch of so many batches."""
+        risen = np.arange(epoch * batches, (epoch + 1) * batches) / self.warmup(batches)
+        return self.lr_factor(epoch) * float(np.minimum(risen, 1.0).mean())
 
 
 class SparsityRun:
@@ -129,9 +139,14 @@ class SparsityRun:
     def epoch_starts(self, *_: Any, **__: Any) -> None:
         """Set the strength of the coming epoch."""
         self.penalty.forget()
+        self._batches = 0
         self._distance = self._auto.wish(self._norms())
         level = self.sparsity.strength
         self.penalty.strength = (self._chosen_level() if level is None else level) * self._factor(self.epoch)
+
+    def batch_starts(self, *_: Any, **__: Any) -> None:
+        """Count a batch."""
+        self._batches += 1
 
     def epoch_ends(self, *_: Any, **__: Any) -> None:
         """Write down what the epoch did."""
@@ -142,6 +157,7 @@ class SparsityRun:
             EpochRecord(
                 epoch=self.epoch,
                 strength=penalty.strength,
+                batches=self._batches,
                 steps=penalty.steps,
                 lr_sum=penalty.lr_sum,
                 arrived=moved / nominal if nominal else 1.0,
@@ -172,19 +188,15 @@ class SparsityRun:
         return schedule_factor(self.sparsity.schedule, epoch / self.course.epochs)
 
     def _chosen_level(self) -> float:
-        """Return the strength, before its schedule, that covers what is left; 0 in the first epoch, which is measured.
-
-        The steps to come are taken to be as many and as long as after warm-up, so that during warm-up, whose steps are
-        shorter, the strength is too small rather than too large; later epochs make up for it.
-        """
+        """Return the strength, before its schedule, that covers what is left; 0 in the first epoch, to measure it."""
         last = self.history[-1] if self.history else None
         if last is None or not last.steps:
             return 0.0
         initial = max(group.get("initial_lr", group["lr"]) for group in self.optimizer.param_groups)
         to_come = range(self.epoch, self.course.epochs)
-        lr_left = last.steps * initial * sum(self.course.lr_factor(epoch) * self._factor(epoch) for epoch in to_come)
-        arrived = last.arrived if last.strength else 1.0
-        return self._auto.strength(self._distance, lr_left * self._momentum_gain(), arrived=arrived)
+        factors = [self.course.mean_lr_factor(epoch, last.batches) * self._factor(epoch) for epoch in to_come]
+        lr_left = last.steps * initial * sum(factors) * self._momentum_gain()
+        return self._auto.strength(self._distance, lr_left, arrived=last.arrived if last.strength else 1.0)
 
     def _momentum_gain(self) -> float:
         """Return by how much momentum multiplies a gradient that stays; the proximal step is outside of it."""

@@ -1,4 +1,4 @@
-"""The engine on classic models: trace, slice, prove. Their blocks hide no sizes in Python, so there is little to tell."""
+"""The engine on classic models: trace, slice, prove. Their blocks hide no sizes in Python: there is little to tell."""
 
 from __future__ import annotations
 

@@ -89,13 +89,10 @@ class _Training:
         callbacks.register_action("on_fit_epoch_end", "yolo_prune", lambda *_: self._require_widths("before saving"))
         if self._run:
             callbacks.register_action("on_train_epoch_start", "yolo_prune", self._run.epoch_starts)
+            callbacks.register_action("on_train_batch_start", "yolo_prune", self._run.batch_starts)
             callbacks.register_action("on_train_epoch_end", "yolo_prune", self._run.epoch_ends)
-        with replaced(
-            self._script,
-            Model=self.model,
-            smart_optimizer=self.smart_optimizer,
-            ModelEMA=_carrying(self._average, self),
-        ):
+        average = _carrying(self._average, self)
+        with replaced(self._script, Model=self.model, smart_optimizer=self.smart_optimizer, ModelEMA=average):
             return self._train(hyp, opt, device, callbacks)
 
     def model(self, cfg: Any, *args: Any, nc: int | None = None, anchors: Any = None, **kwargs: Any) -> nn.Module:
@@ -176,14 +173,16 @@ class _Training:
         if writes and not opt.resume:
             (self.folder / RECORD).unlink(missing_ok=True)  # of an earlier run, with --exist-ok
 
-        def lr_factor(epoch: int) -> float:  # as train.py schedules it; `opt.hyp` is a mapping by the time it is needed
+        def lr_factor(epoch: int) -> float:  # as train.py schedules it
             last, done = float(opt.hyp["lrf"]), epoch / opt.epochs
             falls = (1.0 - math.cos(math.pi * done)) / 2.0 if opt.cos_lr else done
             return 1.0 + falls * (last - 1.0)
 
-        return SparsityRun(
-            sparsity, Course(epochs=opt.epochs, start=first, lr_factor=lr_factor), self.folder, writes=writes
-        )
+        def warmup(batches: int) -> int:  # `opt.hyp` is a mapping by the time that these are called
+            return max(round(float(opt.hyp["warmup_epochs"]) * batches), 100)
+
+        course = Course(epochs=opt.epochs, start=first, lr_factor=lr_factor, warmup=warmup)
+        return SparsityRun(sparsity, course, self.folder, writes=writes)
 
     def _begin(self, *_: Any, **__: Any) -> None:
         self.begun = True
