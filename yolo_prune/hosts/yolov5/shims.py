@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def adapt_numpy() -> None:
 def adapt_pillow() -> None:
     """Give Pillow's fonts back their `getsize`, which was removed in 10: boxes are labelled with it."""
     if not hasattr(FreeTypeFont, "getsize"):
-        FreeTypeFont.getsize = lambda self, text: self.getbbox(text)[2:]
+        FreeTypeFont.getsize = lambda self, text: self.getbbox(text)[2:]  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -48,6 +48,21 @@ def stand_ins() -> Iterator[None]:
     finally:
         for name in absent:
             del sys.modules[name]
+
+
+@contextlib.contextmanager
+def also_named(modules: Mapping[str, types.ModuleType]) -> Iterator[None]:
+    """Let modules be imported by other names for a while: PyPI's package imports its own `models.yolo` by that name."""
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
 
 
 class _StandIn(types.ModuleType):

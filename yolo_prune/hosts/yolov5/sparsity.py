@@ -70,7 +70,7 @@ class EpochRecord:
         batches: Batches.
         steps: Optimizer steps.
         lr_sum: Sum of their learning rates for scales.
-        arrived: Share of the movement `strength * lr_sum` that was seen in the scales that shall reach zero.
+        arrived: Share of the movement that the penalty alone would make that was seen in the scales.
         zero_share: Share of the penalised channels that are zero after it.
     """
 
@@ -120,7 +120,7 @@ class SparsityRun:
         # A killed run may have recorded an epoch whose checkpoint was never written.
         self.history = [record for record in read_record(folder)[1] if record.epoch < course.start]
         self.epoch = course.start
-        self._auto = AutoStrength()
+        self._auto, self._in_epoch = AutoStrength(), False
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Hook the optimizer of a model; its channel graph is traced on a copy, wherever the model is.
@@ -138,25 +138,35 @@ class SparsityRun:
 
     def epoch_starts(self, *_: Any, **__: Any) -> None:
         """Set the strength of the coming epoch."""
+        if self._in_epoch:  # of several GPUs, only the first is told that an epoch ends
+            self.epoch_ends()
+        self._in_epoch = True
         self.penalty.forget()
-        self._batches = 0
+        self._batches, self._nominal, self._counted = 0, 0.0, 0.0
         self._distance = self._auto.wish(self._norms())
-        level = self.sparsity.strength
-        self.penalty.strength = (self._chosen_level() if level is None else level) * self._factor(self.epoch)
+        level, factor = self.sparsity.strength, self._factor(self.epoch)
+        self._strength = (self._chosen_level() if level is None else level) * factor
+        self._most = math.inf if level is not None else self._strength * self._expected_lr_sum(self.epoch)
+        self.penalty.strength = self._strength
 
     def batch_starts(self, *_: Any, **__: Any) -> None:
-        """Count a batch."""
+        """Count a batch; a chosen strength fades where an epoch has more steps than the one before it."""
         self._batches += 1
+        self._count_steps()
+        if math.isfinite(self._most) and self._counted:
+            mean_lr = self._counted / self.penalty.steps
+            self.penalty.strength = min(self._strength, max(self._most - self._nominal, 0.0) / mean_lr)
 
     def epoch_ends(self, *_: Any, **__: Any) -> None:
         """Write down what the epoch did."""
         norms, penalty = self._norms(), self.penalty
-        nominal = penalty.strength * penalty.lr_sum * self._momentum_gain()
+        self._count_steps()
+        nominal = self._nominal * self._momentum_gain()
         moved = self._distance - self._auto.wish(norms)
         self.history.append(
             EpochRecord(
                 epoch=self.epoch,
-                strength=penalty.strength,
+                strength=self._strength,
                 batches=self._batches,
                 steps=penalty.steps,
                 lr_sum=penalty.lr_sum,
@@ -164,8 +174,13 @@ class SparsityRun:
                 zero_share=float((norms == 0.0).mean()),
             )
         )
-        self.epoch += 1
+        self.epoch, self._in_epoch = self.epoch + 1, False
         self.write()
+
+    def _count_steps(self) -> None:
+        """Add what the steps since the last count moved, as far as the penalty goes."""
+        self._nominal += self.penalty.strength * (self.penalty.lr_sum - self._counted)
+        self._counted = self.penalty.lr_sum
 
     @torch.no_grad()
     def carry_zeros(self, average: nn.Module) -> None:
@@ -189,14 +204,20 @@ class SparsityRun:
 
     def _chosen_level(self) -> float:
         """Return the strength, before its schedule, that covers what is left; 0 in the first epoch, to measure it."""
-        last = self.history[-1] if self.history else None
-        if last is None or not last.steps:
-            return 0.0
-        initial = max(group.get("initial_lr", group["lr"]) for group in self.optimizer.param_groups)
         to_come = range(self.epoch, self.course.epochs)
-        factors = [self.course.mean_lr_factor(epoch, last.batches) * self._factor(epoch) for epoch in to_come]
-        lr_left = last.steps * initial * sum(factors) * self._momentum_gain()
+        lr_left = sum(self._expected_lr_sum(epoch) * self._factor(epoch) for epoch in to_come) * self._momentum_gain()
+        if not lr_left:
+            return 0.0
+        last = self.history[-1]
         return self._auto.strength(self._distance, lr_left, arrived=last.arrived if last.strength else 1.0)
+
+    def _expected_lr_sum(self, epoch: int) -> float:
+        """Return the sum of the learning rates of an epoch with as many steps as the last one; 0 before the first."""
+        if not self.history:
+            return 0.0
+        last = self.history[-1]
+        initial = max(group.get("initial_lr", group["lr"]) for group in self.optimizer.param_groups)
+        return last.steps * initial * self.course.mean_lr_factor(epoch, last.batches)
 
     def _momentum_gain(self) -> float:
         """Return by how much momentum multiplies a gradient that stays; the proximal step is outside of it."""
