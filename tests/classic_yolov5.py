@@ -34,7 +34,7 @@ def save_as_classic(model: object, path: Path) -> Path:
     if isinstance(model, nn.Module):
         model = model.half().requires_grad_(False)
     content = {"epoch": -1, "best_fitness": None, "model": model, "ema": None, "updates": None, "optimizer": None}
-    torch.save({**content, "opt": {"epochs": 3}, "git": None, "date": "2026-01-01"}, path)
+    torch.save({**content, "opt": {"epochs": 3, "data": Path("data.yaml")}, "git": None, "date": "2026-01-01"}, path)
     return path
 
 

@@ -28,9 +28,6 @@ from yolo_prune.hosts.refusals import first_line
 from yolo_prune.hosts.yolov5.shims import replaced
 from yolo_prune.hosts.yolov5.source import Classic
 
-FILES = ("models.yolo", "models.common", "models.experimental")
-"""Modules of the classic code that define layers."""
-
 PLAIN = (
     ("collections", "OrderedDict"),
     ("builtins", "set"),
@@ -45,6 +42,9 @@ PLAIN = (
     ("_codecs", "encode"),
 )
 """What is no layer and may be called: it makes values and does nothing else."""
+
+PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+"""Paths among the flags that a checkpoint remembers; whichever system wrote them, they are read as this one's."""
 
 RENAMED = {"__builtin__": "builtins", "numpy.core.multiarray": "numpy._core.multiarray"}
 """Modules by the names that older Python and numpy wrote."""
@@ -125,6 +125,8 @@ def _allowed(classic: Classic, module: str, name: str) -> Any:
         return getattr(importlib.import_module(module), name)
     if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
         return getattr(torch, name)
+    if module in ("pathlib", "pathlib._local") and name in PATHS:
+        return Path
     layer = _layer(classic, module, name)
     if layer is None:
         raise _ForeignError(f"it names '{module}.{name}', which belongs to neither torch nor YOLOv5")
@@ -136,7 +138,7 @@ def _layer(classic: Classic, module: str, name: str) -> type[nn.Module] | None:
     file = module.removeprefix("yolov5.")
     if module.startswith("torch.nn.modules."):
         found = getattr(sys.modules.get(module), name, None)
-    elif file in FILES:
+    elif file.startswith("models.") and (classic.root / f"{file.replace('.', '/')}.py").is_file():
         found = getattr(classic.module(file), name, None)
     else:
         return None

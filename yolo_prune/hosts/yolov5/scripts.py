@@ -10,9 +10,12 @@ from typing import Any
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.refusals import host_errors_as
-from yolo_prune.hosts.yolov5.reading import FILES, restricted
+from yolo_prune.hosts.yolov5.reading import restricted
 from yolo_prune.hosts.yolov5.shims import also_named, arguments, look_up_names_only, replaced
 from yolo_prune.hosts.yolov5.source import Classic
+
+TOP_LEVEL = ("models", "models.common", "models.experimental", "models.yolo")
+"""What PyPI's package also imports as if it were a repository; two copies of a class would not know each other."""
 
 LOOK_UP = "attempt_download_from_hub"
 """What PyPI's package asks for checkpoints by name."""
@@ -31,7 +34,7 @@ def prepared(classic: Classic, script: Any, words: Sequence[str]) -> Iterator[No
     with contextlib.ExitStack() as stack:
         stack.enter_context(arguments(Path(script.__file__), words))
         stack.enter_context(restricted(classic))
-        stack.enter_context(also_named({name: classic.module(name) for name in ("models", *FILES)}))
+        stack.enter_context(also_named({name: classic.module(name) for name in TOP_LEVEL}))
         for module in modules:
             if hasattr(module, LOOK_UP):
                 stack.enter_context(replaced(module, **{LOOK_UP: look_up_names_only(getattr(module, LOOK_UP))}))
