@@ -16,11 +16,11 @@ TINY = ["--imgsz", "64", "--batch-size", "4", "--workers", "0", "--device", "cpu
 """Flags of a training that takes seconds."""
 
 
-def lively_classic(*, classes: int = 4, seed: int = 0) -> nn.Module:
-    """Return a yolov5n with random weights that respond to the image."""
+def lively_classic(name: str = "yolov5n", *, classes: int = 4, seed: int = 0) -> nn.Module:
+    """Return a detector with random weights that respond to the image."""
     torch.manual_seed(seed)
     classic = installed()
-    model = classic.module("models.yolo").DetectionModel(classic.root / "models" / "yolov5n.yaml", nc=classes)
+    model = classic.module("models.yolo").DetectionModel(classic.root / "models" / f"{name}.yaml", nc=classes)
     model.nc, model.names = classes, dict(enumerate(model.names))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

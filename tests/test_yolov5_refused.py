@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from checkpoint_files import Payload
 from classic_yolov5 import TINY, lively_classic, save_as_classic
 from command_line import contents, write_yaml
 
 from yolo_prune.errors import ConfigError
+from yolo_prune.hosts.yolov5.reading import _require_plain_yaml
 from yolo_prune.hosts.yolov5.shims import stand_ins
 from yolo_prune.hosts.yolov5.source import NEEDED, installed
 
@@ -109,6 +111,12 @@ class TestHostilePickles:
             conv.default_act = torch.nn.SiLU()
         assert mark.exists()
 
+    def test_no_yaml_of_its_own_is_taken_for_hostile(self):
+        files = sorted((installed().root / "models").rglob("*.yaml"))
+        assert len(files) > 20
+        for file in files:
+            _require_plain_yaml(file, yaml.safe_load(file.read_text(errors="ignore")))
+
     def test_torchscript_and_text_are_no_checkpoints(self, desk, command):
         torch.jit.save(torch.jit.trace(torch.nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8)), desk / "script.pt")
         (desk / "text.pt").write_text("hello")
@@ -116,6 +124,31 @@ class TestHostilePickles:
             outcome = command("yolov5", "prune", "--pypi", "--weights", name, "--out", "slim.pt", "--target-macs", 0.5)
             assert outcome.code == 2
             assert "no complete archive" in outcome.err
+
+
+class TestModels:
+    def test_other_tasks_transformers_and_fused_ones_are_refused(self, desk, refused):
+        segment = (
+            installed()
+            .module("models.yolo")
+            .SegmentationModel(installed().root / "models" / "segment" / "yolov5n-seg.yaml")
+        )
+        unbound = lively_classic()
+        del unbound.model[0].bn
+        with torch.no_grad():
+            fused = lively_classic().fuse()
+        cases = {
+            "as fused and segmentation models do": segment,
+            "transformer blocks": lively_classic("hub/yolov5s-transformer"),
+            "(builtins.getattr)": fused,
+            "is fused": unbound,
+            "no model": None,
+            "a dict": {},
+        }
+        for message, model in cases.items():
+            save_as_classic(model, desk / "model.pt")
+            words = ["--weights", "model.pt", "--out", "slim.pt", "--target-macs", 0.5]
+            assert message in refused("yolov5", "prune", "--pypi", *words)
 
 
 WRONG_TRAINING = {
@@ -150,8 +183,8 @@ class TestTrainingFlags:
     def test_a_yaml_with_a_slim_checkpoint(self, desk, data, classic_dense, command, refused):
         words = ["--weights", classic_dense, "--out", "slim.pt", "--target-macs", 0.5, "--imgsz", 64]
         assert command("yolov5", "prune", "--pypi", *words).code == 0
-        yaml = installed().root / "models" / "yolov5n.yaml"
-        words = ["--weights", "slim.pt", "--cfg", yaml, "--data", data, "--project", desk / "runs", *TINY]
+        cfg = installed().root / "models" / "yolov5n.yaml"
+        words = ["--weights", "slim.pt", "--cfg", cfg, "--data", data, "--project", desk / "runs", *TINY]
         assert "with a slim checkpoint" in refused("yolov5", "train", "--pypi", *words)
 
     def test_its_own_parser_speaks_for_its_flags(self, capsys, command):

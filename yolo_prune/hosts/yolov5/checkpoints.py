@@ -100,5 +100,10 @@ def _require_prunable(classic: Classic, module: Any, path: Path) -> Any:
         raise CheckpointError(
             f"'{path}' is a model with head {type(head).__name__}", expected="a detector: other tasks are not supported"
         )
+    if any(isinstance(layer, nn.MultiheadAttention) for layer in module.modules()):
+        raise CheckpointError(
+            f"'{path}' has transformer blocks (C3TR), whose widths torch checks by numbers of its own",
+            expected="a detector without them, such as yolov5s",
+        )
     require_trainable(module, path)
     return module

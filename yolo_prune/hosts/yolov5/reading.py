@@ -127,6 +127,8 @@ def _allowed(classic: Classic, module: str, name: str) -> Any:
         return getattr(torch, name)
     if module in ("pathlib", "pathlib._local") and name in PATHS:
         return Path
+    if (module, name) == ("builtins", "getattr"):
+        raise _ForeignError("it holds bound methods (builtins.getattr), as fused and segmentation models do")
     layer = _layer(classic, module, name)
     if layer is None:
         raise _ForeignError(f"it names '{module}.{name}', which belongs to neither torch nor YOLOv5")
