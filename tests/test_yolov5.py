@@ -168,7 +168,9 @@ class TestFinetune:
         assert subprocess.run([sys.executable, *words], capture_output=True, check=False).returncode == -signal.SIGKILL
         assert [epoch["epoch"] for epoch in record_of(tmp_path / "killed")["epochs"]] == [0]
         last = tmp_path / "killed" / "weights" / "last.pt"
-        assert main(["yolov5", "train", "--pypi", "--resume", str(last)]) == 0
+        resume = ["yolov5", "train", "--pypi", "--resume", str(last)]
+        assert main([*resume, "--sparsity", "5"]) == 2
+        assert main(resume) == 0
         record = record_of(tmp_path / "killed")
         assert record["settings"] == {"strength": STRENGTH, "mode": "proximal", "schedule": "linear"}
         strengths = [epoch["strength"] for epoch in record["epochs"]]

@@ -210,7 +210,8 @@ def choices(config: PruneConfig) -> tuple[Budget, Allocation]:
     return budget, Allocation(path=config.allocation, constraints=constraints)
 
 
-def _fold_example(graph: ChannelGraph, model: Any) -> torch.Tensor:
+def _fold_example(graph: ChannelGraph, model: nn.Module) -> torch.Tensor:
     """Return a random image four times the traced one's side, so that most positions lie away from borders."""
-    side, channels = 4 * graph.cost.imgsz_px, int(model.yaml.get("channels", 3))
+    side = 4 * graph.cost.imgsz_px
+    channels = next(module for module in model.modules() if isinstance(module, nn.Conv2d)).in_channels
     return torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0))

@@ -1,7 +1,7 @@
 """What the classic code needs to run with current torch and numpy, undone afterwards where it could touch others.
 
-The repository's newest version needs none of it; v7.0 and PyPI's 7.0.14 do. What is said in other places to be needed,
-TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1, is not: `torch.load` is replaced by the reader of `reading`.
+The repository's newest version needs none of it; v7.0 and PyPI's 7.0.14 do. On their own they also need the variable
+TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1; here `reading` stands in for `torch.load`.
 """
 
 from __future__ import annotations
