@@ -7,10 +7,14 @@ from pathlib import Path
 
 import yaml
 
-from yolo_prune.cli import main
+from yolo_prune.cli import VERBS, main
 
 PRUNE = ("out=slim.pt", "target_macs=0.5")
 """What `prune` needs besides a model."""
+
+
+KEY_VERBS = [name for name, verb in VERBS.items() if not verb.flags]
+"""Commands that take `key=value`."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 HOST_SETTINGS = tempfile.TemporaryDirectory(prefix="yolo_prune_tests_")  # the host would write into the user's home
 os.environ["YOLO_CONFIG_DIR"] = HOST_SETTINGS.name
+os.environ["YOLOV5_CONFIG_DIR"] = str(Path(HOST_SETTINGS.name, "Ultralytics"))  # classic YOLOv5's own
 os.environ["YOLO_OFFLINE"] = "1"
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # processes that tests start
@@ -35,7 +36,8 @@ from command_line import Command, contents, write_yaml  # noqa: E402
 from models import lively  # noqa: E402
 from shapes import draw_dataset  # noqa: E402
 
-from yolo_prune.pipeline.prune import PruneConfig, prune  # noqa: E402
+from yolo_prune.pipeline.prune import prune  # noqa: E402
+from yolo_prune.pipeline.pruning import PruneConfig  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

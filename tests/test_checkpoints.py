@@ -15,9 +15,11 @@ from checkpoint_files import TRAIN_ARGS, globals_named_in, save_as_host
 from torch import nn
 
 from yolo_prune.files import sha256
-from yolo_prune.hosts.ultralytics.checkpoints import MARKER, read_checkpoint, widths
+from yolo_prune.hosts.slim import MARKER, widths
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
-from yolo_prune.pipeline.prune import PruneConfig, prune
+from yolo_prune.pipeline.prune import prune
+from yolo_prune.pipeline.pruning import PruneConfig
 from yolo_prune.plan import Cost, PrunePlan
 
 IMGSZ_PX = 96

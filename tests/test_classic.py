@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +10,8 @@ from model_cases import enliven
 from random_plans import random_keep
 
 from yolo_prune.channels import trace
+from yolo_prune.hosts.yolov5.checkpoints import read_checkpoint
+from yolo_prune.hosts.yolov5.source import Classic, installed
 from yolo_prune.surgery import TOLERANCE, Verification, Verifier, apply
 from yolo_prune.surgery.verify import WEAKEST_RESPONSE
 
@@ -20,15 +19,9 @@ IMAGE = torch.zeros(1, 3, 64, 64)
 
 
 @pytest.fixture(scope="module")
-def classic() -> Any:
-    """PyPI's yolov5, as the repository's scripts see it: `models` at the top level."""
-    with pytest.warns(UserWarning, match="pkg_resources"):
-        package = importlib.import_module("yolov5.models.yolo")
-    names = {"models": "yolov5.models", "models.yolo": "yolov5.models.yolo", "models.common": "yolov5.models.common"}
-    sys.modules.update({alias: importlib.import_module(name) for alias, name in names.items()})
-    yield package
-    for alias in names:
-        del sys.modules[alias]
+def classic() -> Classic:
+    """PyPI's yolov5."""
+    return installed()
 
 
 def proofs_of(model: torch.nn.Module, plans: int) -> list[Verification]:
@@ -55,9 +48,9 @@ def all_hold(proofs: list[Verification]) -> bool:
 
 
 @pytest.mark.parametrize("name", ["yolov5n", "yolov5s"])
-def test_random_plans_are_exact(classic: Any, name: str) -> None:
+def test_random_plans_are_exact(classic: Classic, name: str) -> None:
     torch.manual_seed(0)
-    model = classic.DetectionModel(Path(classic.__file__).with_name(f"{name}.yaml"))
+    model = classic.module("models.yolo").DetectionModel(classic.root / "models" / f"{name}.yaml")
     enliven(model)
     whole = sum(parameter.numel() for parameter in model.parameters())
     proofs = proofs_of(model, plans=10)
@@ -66,9 +59,8 @@ def test_random_plans_are_exact(classic: Any, name: str) -> None:
 
 
 @pytest.mark.data
-def test_the_published_weights_are_pruned_exactly(classic: Any, shared_data: Path) -> None:  # noqa: ARG001
-    path = shared_data / "weights" / "yolov5n_classic_coco.pt"
-    model = torch.load(path, map_location="cpu", weights_only=False)["model"].float()
-    proofs = proofs_of(model, plans=10)
+def test_the_published_weights_are_pruned_exactly(classic: Classic, shared_data: Path) -> None:
+    weights = shared_data / "weights" / "yolov5n_classic_coco.pt"
+    proofs = proofs_of(read_checkpoint(classic, weights).model, plans=10)
     assert len(proofs) == 10
     assert all_hold(proofs)

@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.modules.block import C2PSA, PSA, C2f, RepNCSPELAN4
 
 from yolo_prune.channels import BoolArray, ChannelGraph
-from yolo_prune.hosts.ultralytics.checkpoints import Checkpoint, widths, write_slim
+from yolo_prune.hosts.slim import Checkpoint, widths
+from yolo_prune.hosts.ultralytics.checkpoints import write_slim
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.plan import plan_from_keep
 from yolo_prune.surgery import TOLERANCE, counted_macs

@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from yolo_prune.channels import trace
 from yolo_prune.errors import ConfigError
-from yolo_prune.hosts.ultralytics.checkpoints import MARKER, read_checkpoint, widths
+from yolo_prune.hosts.slim import MARKER, widths
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.methods.gradual import PruningSchedule, carry_optimizer, silence_softly
 from yolo_prune.surgery import apply, silence

@@ -14,7 +14,8 @@ import pytest
 from test_gradual import words_for
 from test_training import epochs_in
 
-from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, widths
+from yolo_prune.hosts.slim import widths
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.trainer import WholeFile, drop_rows, interrupted
 
 KILLS = int(os.environ.get("YOLO_PRUNE_KILLS", "1"))

@@ -11,7 +11,8 @@ from checkpoint_files import save_as_host
 from command_line import PRUNE, run_settings, words_of, write_yaml
 from models import lively
 
-from yolo_prune.hosts.ultralytics.checkpoints import MARKER, read_checkpoint
+from yolo_prune.hosts.slim import MARKER
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.plan import PrunePlan
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from command_line import PRUNE, contents, run_settings, words_of, write_yaml
 
-from yolo_prune.hosts.ultralytics.checkpoints import MARKER, read_checkpoint
+from yolo_prune.hosts.slim import MARKER
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 
 
 class TestTargets:

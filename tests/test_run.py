@@ -15,7 +15,8 @@ from command_line import contents
 from test_training import KILLED, epochs_in
 
 from yolo_prune.errors import OutputError
-from yolo_prune.hosts.ultralytics.checkpoints import MARKER, read_checkpoint, widths
+from yolo_prune.hosts.slim import MARKER, widths
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.pipeline.stages import Stages
 
 TRAINING = {

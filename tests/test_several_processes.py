@@ -12,7 +12,8 @@ import torch
 from gloo_process import train
 from ultralytics.utils.dist import generate_ddp_file
 
-from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, widths
+from yolo_prune.hosts.slim import widths
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.gradual import GradualOptions, GradualPruning
 from yolo_prune.hosts.ultralytics.sparsity import SparsityOptions, SparsityTraining
 from yolo_prune.hosts.ultralytics.trainer import SlimDetectionTrainer

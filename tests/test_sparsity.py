@@ -22,7 +22,8 @@ from ultralytics import YOLO
 
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.errors import ConfigError
-from yolo_prune.hosts.ultralytics.checkpoints import is_slim, read_checkpoint, widths
+from yolo_prune.hosts.slim import is_slim, widths
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.sparsity import (
     SparsityOptions,
     SparsityTraining,

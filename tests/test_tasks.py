@@ -24,11 +24,13 @@ from ultralytics import YOLO
 from yolo_prune.cli import main
 from yolo_prune.errors import ConfigError, DataError, ParityError
 from yolo_prune.export.parity import TOLERANCES, ParityReport, check_parity
-from yolo_prune.hosts.ultralytics.checkpoints import MARKER, is_slim, read_checkpoint, widths
+from yolo_prune.hosts.slim import MARKER, is_slim, widths
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, _scores
 from yolo_prune.hosts.ultralytics.export import export_model
 from yolo_prune.hosts.ultralytics.trainer import TRAINERS, interrupted, reset_weights, retarget_classes
-from yolo_prune.pipeline.prune import PruneConfig, prune
+from yolo_prune.pipeline.prune import prune
+from yolo_prune.pipeline.pruning import PruneConfig
 from yolo_prune.pipeline.train import EvaluationTable
 
 KILLED = Path(__file__).with_name("killed_process.py")

@@ -17,7 +17,8 @@ from models import lively
 from ultralytics import YOLO
 
 from yolo_prune.errors import CheckpointError
-from yolo_prune.hosts.ultralytics.checkpoints import MARKER, is_slim, read_checkpoint, widths
+from yolo_prune.hosts.slim import MARKER, is_slim, widths
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.trainer import (
     SlimDetectionTrainer,
     interrupted,
@@ -25,7 +26,8 @@ from yolo_prune.hosts.ultralytics.trainer import (
     retarget_classes,
     trainable_copy,
 )
-from yolo_prune.pipeline.prune import PruneConfig, prune
+from yolo_prune.pipeline.prune import prune
+from yolo_prune.pipeline.pruning import PruneConfig
 
 KILLED = Path(__file__).with_name("killed_process.py")
 QUICK = {"imgsz": 64, "batch": 8, "nbs": 8, "warmup_epochs": 0}  # two steps an epoch, each of which counts

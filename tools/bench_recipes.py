@@ -34,7 +34,8 @@ from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.hosts.ultralytics.trainer import interrupted
-from yolo_prune.pipeline.prune import PruneConfig, prune
+from yolo_prune.pipeline.prune import prune
+from yolo_prune.pipeline.pruning import PruneConfig
 from yolo_prune.pipeline.train import TrainConfig, train_model
 from yolo_prune.report import quantity, render
 

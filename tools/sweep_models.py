@@ -40,7 +40,8 @@ from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.errors import ParityError, VerificationError
 from yolo_prune.export.runtimes import OnnxRuntime
 from yolo_prune.files import write_json
-from yolo_prune.hosts.ultralytics.checkpoints import Checkpoint, write_slim
+from yolo_prune.hosts.slim import Checkpoint
+from yolo_prune.hosts.ultralytics.checkpoints import write_slim
 from yolo_prune.hosts.ultralytics.export import export_model
 from yolo_prune.hosts.ultralytics.inference import is_end_to_end, load_for_inference
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, trace_side, verifier

@@ -36,12 +36,14 @@ class Verb:
         load: Imports the schema and the function that does the work: the host is imported only when it is needed.
         file_first: The first word is a YAML file of settings.
         passes_on: The command also takes the host's training keys.
+        flags: It takes `--flag value` words and reads them itself.
     """
 
     summary: str
-    load: Callable[[], tuple[Any, Callable[..., Result]]]
+    load: Callable[[], tuple[Any, Callable[..., Any]]]
     file_first: bool = False
     passes_on: bool = False
+    flags: bool = False
 
 
 def _inspect() -> tuple[Any, Callable[..., Result]]:
@@ -51,7 +53,8 @@ def _inspect() -> tuple[Any, Callable[..., Result]]:
 
 
 def _prune() -> tuple[Any, Callable[..., Result]]:
-    from yolo_prune.pipeline.prune import PruneConfig, prune
+    from yolo_prune.pipeline.prune import prune
+    from yolo_prune.pipeline.pruning import PruneConfig
 
     return PruneConfig, prune
 
@@ -92,6 +95,12 @@ def _run() -> tuple[Any, Callable[..., Result]]:
     return RunConfig, run
 
 
+def _yolov5() -> tuple[Any, Callable[..., Any]]:
+    from yolo_prune.pipeline.yolov5 import help_text, read_words
+
+    return help_text, read_words
+
+
 VERBS: dict[str, Verb] = {
     "inspect": Verb(summary="show what may be cut of a model, what not and why", load=_inspect),
     "prune": Verb(summary="write a slim, verified checkpoint", load=_prune),
@@ -101,6 +110,9 @@ VERBS: dict[str, Verb] = {
     "export": Verb(summary="export to ONNX or NCNN and prove that the artefact agrees", load=_export),
     "benchmark": Verb(summary="time artefacts beside each other", load=_benchmark),
     "run": Verb(summary="all of it from one YAML file, resumable: run CONFIG.yaml", load=_run, file_first=True),
+    "yolov5": Verb(
+        summary="classic YOLOv5: train, prune, val, detect, export with --flag value", load=_yolov5, flags=True
+    ),
 }
 
 
@@ -156,6 +168,9 @@ def _dispatch(words: list[str]) -> str:
         return f"yolo-prune {__version__}\n"
     require_choice("command", words[0], VERBS)
     verb, rest = VERBS[words[0]], words[1:]
+    if verb.flags:
+        help_text, read_words = verb.load()
+        return help_text() if rest[:1] in (["-h"], ["--help"]) else execute(*read_words(rest))
     schema, work = verb.load()
     if _asks_for_help(rest):
         more = "Every training key of Ultralytics (epochs=, batch=, lr0=, device=, ...) is passed on."

@@ -1,1 +1,1 @@
-"""The only code that knows a host (Ultralytics, later classic YOLOv5)."""
+"""The only code that knows a host: Ultralytics, classic YOLOv5, and what they share."""

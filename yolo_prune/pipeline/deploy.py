@@ -15,10 +15,10 @@ from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.export.benchmark import BenchmarkReport, benchmark
 from yolo_prune.export.parity import ParityReport, check_parity
+from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, require_deployable
 from yolo_prune.hosts.ultralytics.evaluation import image_files
 from yolo_prune.hosts.ultralytics.export import ExportFormat, export_model
-from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.report import render
 from yolo_prune.report.summary import in_words
 

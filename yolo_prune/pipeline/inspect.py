@@ -12,8 +12,8 @@ import numpy as np
 from yolo_prune.channels import ChannelGraph, ChannelGroup
 from yolo_prune.configuration import json_setting, setting
 from yolo_prune.files import require_new_outputs
+from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.ultralytics.checkpoints import load_model
-from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.pipeline.picture import picture_of
 from yolo_prune.report import quantity, render

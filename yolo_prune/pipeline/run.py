@@ -13,13 +13,15 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.export.benchmark import BenchmarkReport, benchmark, require_measurable
 from yolo_prune.export.parity import check_parity
 from yolo_prune.files import new_file, sha256, write_json
-from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, require_deployable, write_checkpoint
+from yolo_prune.hosts.refusals import require_imgsz
+from yolo_prune.hosts.slim import write_checkpoint
+from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, require_deployable
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, read_data, require_kpt_shape, require_split
 from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
-from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.hosts.ultralytics.trainer import interrupted, require_stock_values, reset_weights, stock_keys, train
 from yolo_prune.pipeline.deploy import RUNS, SUFFIXES, THREADS, export_one, sample_images
-from yolo_prune.pipeline.prune import PruneConfig, choices, prune
+from yolo_prune.pipeline.prune import prune
+from yolo_prune.pipeline.pruning import PruneConfig, choices
 from yolo_prune.pipeline.stages import Stages
 from yolo_prune.plan import PrunePlan
 from yolo_prune.report.summary import summarize

@@ -11,10 +11,11 @@ from typing import Any, TypeVar, cast
 from yolo_prune.allocation import PATHS, Constraints
 from yolo_prune.configuration import json_setting, setting
 from yolo_prune.errors import CheckpointError, ConfigError
-from yolo_prune.hosts.ultralytics.checkpoints import is_slim, load_model, read_checkpoint
+from yolo_prune.hosts.refusals import require_imgsz
+from yolo_prune.hosts.slim import is_slim
+from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, read_data, require_kpt_shape, require_split
 from yolo_prune.hosts.ultralytics.gradual import GradualOptions, GradualPruning, gradual_options_of
-from yolo_prune.hosts.ultralytics.inference import require_imgsz
 from yolo_prune.hosts.ultralytics.sparsity import SCOPES, Scope, SparsityOptions, SparsityTraining, options_of
 from yolo_prune.hosts.ultralytics.trainer import read_stock_yaml, require_stock_values, train
 from yolo_prune.importance import CRITERIA

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from yolo_prune.export.runtimes.base import Array, Precision
-from yolo_prune.hosts.ultralytics.inference import is_end_to_end, load_for_inference, require_imgsz
+from yolo_prune.hosts.refusals import require_imgsz
+from yolo_prune.hosts.ultralytics.inference import is_end_to_end, load_for_inference
 
 
 @dataclass(frozen=True, kw_only=True)

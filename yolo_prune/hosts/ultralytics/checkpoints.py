@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib
-import io
 import re
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,39 +15,17 @@ from torch import nn
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import BaseModel, torch_safe_load
 
-from yolo_prune import __version__
-from yolo_prune.errors import CheckpointError, VerificationError
-from yolo_prune.files import new_file, sha256
-from yolo_prune.hosts.ultralytics.refusals import first_line, host_errors_as
+from yolo_prune.errors import CheckpointError
+from yolo_prune.files import sha256
+from yolo_prune.hosts.refusals import first_line, host_errors_as
+from yolo_prune.hosts.slim import MARKER, Checkpoint, provenance, write_checkpoint
 from yolo_prune.plan import PrunePlan
-
-MARKER = "yolo_prune"
-"""Attribute of a slim model that carries its provenance: plain values only, so that it pickles no class of ours."""
 
 SUPPORTED_TASKS = ("detect", "segment", "pose", "obb", "classify")
 """Tasks whose models can be pruned."""
 
 DEPLOYED_TASKS = ("detect", "segment", "pose", "obb")
 """Tasks whose models can be fine-tuned, evaluated and exported with parity as well."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A checkpoint in memory.
-
-    Attributes:
-        path: Where it was read from.
-        sha256: Hash of the file.
-        model: The model, float32, on the CPU, in evaluation mode.
-        stored_dtype: Type of the stored weights.
-        train_args: The host's training arguments that the file carries.
-    """
-
-    path: Path
-    sha256: str
-    model: nn.Module
-    stored_dtype: torch.dtype
-    train_args: dict[str, Any]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -139,71 +114,12 @@ def write_slim(
     write_checkpoint(path, content)
 
 
-def write_checkpoint(path: Path, content: Mapping[str, Any], *, replace: bool = False) -> None:
-    """Write a checkpoint, completely or not at all.
-
-    It is serialised in memory first: on a full disk `torch.save` ends in an internal error of its archive writer.
-
-    Raises:
-        OutputError: `path` exists and `replace` is false, or it cannot be written.
-    """
-    buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
-    with new_file(path, replace=replace) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
-
-
-def provenance(slim: nn.Module, source: Checkpoint, plan: PrunePlan) -> dict[str, Any]:
-    """Return where a slim model comes from, as plain values."""
-    earlier = getattr(source.model, MARKER, None)
-    return {
-        "version": __version__,
-        "source_sha256": source.sha256,
-        "plan": plan.to_json(),
-        "before": vars(plan.before).copy(),
-        "after": vars(plan.after).copy(),
-        "widths": widths(slim),
-        "lineage": [*earlier["lineage"], earlier["source_sha256"]] if earlier else [],
-    }
-
-
-def is_slim(model: nn.Module) -> bool:
-    """Return whether a model carries our marker."""
-    return isinstance(getattr(model, MARKER, None), dict)
-
-
 def is_fused(model: Any) -> bool:
     """Return whether convolutions lost their batch norms (the host's own test asks for complete fusion)."""
     from ultralytics.nn.modules.conv import Conv
 
     blocks = [module for module in model.modules() if isinstance(module, Conv)]
     return any(not hasattr(block, "bn") for block in blocks)
-
-
-def widths(model: nn.Module) -> dict[str, list[int]]:
-    """Return [output, input per group] channels of every convolution by its path."""
-    return {
-        path: list(module.weight.shape[:2])
-        for path, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
-    }
-
-
-def require_widths(model: nn.Module, when: str) -> None:
-    """Assert that a slim model still has the widths that its plan gave it; the classes' last layers may differ.
-
-    Raises:
-        VerificationError: A width changed.
-    """
-    planned, found = getattr(model, MARKER)["widths"], widths(model)
-    wrong = {path: found.get(path) for path, size in planned.items() if found.get(path) != size}
-    if wrong:
-        path, size = next(iter(wrong.items()))
-        raise VerificationError(
-            f"{when}: {len(wrong)} layers changed their width, first '{path}': {size}",
-            expected=f"{planned[path]}, as pruned",
-            remedy="train slim checkpoints with `yolo-prune finetune`; stock training rebuilds the dense network",
-        )
 
 
 def require_deployable(model: nn.Module, name: str) -> None:

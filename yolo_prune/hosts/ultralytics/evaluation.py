@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from yolo_prune.errors import DataError
+from yolo_prune.hosts.refusals import host_errors_as
 from yolo_prune.hosts.ultralytics.checkpoints import require_deployable
-from yolo_prune.hosts.ultralytics.refusals import host_errors_as
 
 
 @dataclass(frozen=True, kw_only=True)

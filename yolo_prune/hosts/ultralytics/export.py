@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from yolo_prune.errors import ConfigError, ExportError, MissingDependencyError
 from yolo_prune.files import cannot_write, new_file, parent_folders, refuse_existing
+from yolo_prune.hosts.refusals import host_errors_as, require_imgsz
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
-from yolo_prune.hosts.ultralytics.inference import require_imgsz
-from yolo_prune.hosts.ultralytics.refusals import host_errors_as, loading
+from yolo_prune.hosts.ultralytics.refusals import loading
 
 ExportFormat = Literal["onnx", "ncnn"]
 

@@ -19,7 +19,7 @@ from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.channels.tensors import named_tensors
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import sha256, write_json
-from yolo_prune.hosts.ultralytics.checkpoints import MARKER, Checkpoint, is_slim, provenance
+from yolo_prune.hosts.slim import MARKER, Checkpoint, is_slim, provenance
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.hosts.ultralytics.trainer import network_of
 from yolo_prune.importance import CRITERIA, score_channels

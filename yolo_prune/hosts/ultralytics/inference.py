@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.errors import CheckpointError
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
 from yolo_prune.hosts.ultralytics.refusals import loading
 
@@ -64,19 +64,6 @@ def task_rows(model: Any) -> dict[str, list[int]]:
         if hasattr(head, attribute):
             return {name: list(range(getattr(head, attribute)))}
     return {}
-
-
-def require_imgsz(imgsz_px: int, *, stride: int = 32) -> None:
-    """Refuse an image side that the host would change with a warning only.
-
-    Raises:
-        ConfigError: `imgsz_px` is not a positive multiple of `stride`.
-    """
-    if imgsz_px < stride or imgsz_px % stride:
-        nearest = stride * max(1, round(imgsz_px / stride))
-        raise ConfigError(
-            f"imgsz={imgsz_px}", expected=f"a multiple of the model's stride {stride}", remedy=f"imgsz={nearest}"
-        )
 
 
 def _load(path: Path) -> Any:

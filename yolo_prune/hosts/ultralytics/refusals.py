@@ -6,33 +6,11 @@ raised inside pass through as they are.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from yolo_prune.errors import CheckpointError, ConfigError, YoloPruneError
-
-
-@contextlib.contextmanager
-def host_errors_as(kind: type[YoloPruneError], failure: str, *, expected: str, remedy: str = "") -> Iterator[None]:
-    """Turn whatever the host raises into one error.
-
-    Args:
-        kind: The error to raise.
-        failure: What failed; the host's own words follow it.
-        expected: See `YoloPruneError`.
-        remedy: See `YoloPruneError`.
-
-    Raises:
-        YoloPruneError: Of that kind.
-    """
-    try:
-        yield
-    except YoloPruneError:
-        raise
-    except Exception as error:
-        raise kind(f"{failure}: {first_line(error)}", expected=expected, remedy=remedy) from error
+from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.hosts.refusals import host_errors_as
 
 
 def loading(name: str | Path) -> AbstractContextManager[None]:
@@ -53,8 +31,3 @@ def training_refused() -> AbstractContextManager[None]:
         expected="settings and data that its trainer accepts",
         remedy="correct them; --debug shows where it stopped",
     )
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, without the host's decoration."""
-    return str(error).strip().split("\n")[0].removeprefix("ERROR ❌️ ") or type(error).__name__

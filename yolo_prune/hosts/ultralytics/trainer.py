@@ -22,17 +22,11 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.files import new_file
-from yolo_prune.hosts.ultralytics.checkpoints import (
-    MARKER,
-    is_fused,
-    is_slim,
-    require_deployable,
-    require_widths,
-    unpickle,
-    widths,
-)
+from yolo_prune.hosts.refusals import host_errors_as
+from yolo_prune.hosts.slim import MARKER, is_slim, require_widths, widths
+from yolo_prune.hosts.ultralytics.checkpoints import is_fused, require_deployable, unpickle
 from yolo_prune.hosts.ultralytics.evaluation import require_kpt_shape
-from yolo_prune.hosts.ultralytics.refusals import host_errors_as, training_refused
+from yolo_prune.hosts.ultralytics.refusals import training_refused
 
 Callback: TypeAlias = Callable[[Any], None]
 """Called by the host's trainer with itself."""

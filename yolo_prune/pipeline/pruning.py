@@ -1,0 +1,217 @@
+"""Pruning, whatever the host: checkpoint -> graph -> plan -> slim model -> proof -> checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from yolo_prune.allocation import ATTENTION, PATHS, Allocation, Budget, Constraints, allocate
+from yolo_prune.channels import BoolArray, ChannelGraph
+from yolo_prune.configuration import json_setting, require_choice, setting
+from yolo_prune.errors import ConfigError
+from yolo_prune.files import require_new_outputs
+from yolo_prune.hosts.refusals import require_imgsz
+from yolo_prune.hosts.slim import Checkpoint
+from yolo_prune.importance import CRITERIA, score_channels
+from yolo_prune.plan import PrunePlan, plan_from_keep
+from yolo_prune.report import quantity, render
+from yolo_prune.surgery import Folding, Verification, Verifier, fold_constants
+
+
+@dataclass(kw_only=True)
+class PruneConfig:
+    """Settings of `prune`."""
+
+    model: str = setting(help="trained checkpoint (.pt) to prune")
+    out: str = setting(help="where the slim checkpoint shall stand; must not exist")
+    target_macs: float | None = setting(None, help="fraction of the MACs that is kept, e.g. 0.5")
+    target_params: float | None = setting(None, help="fraction of the parameters that is kept, instead of target_macs")
+    criterion: str = setting("l2", help=f"which channels matter: {', '.join(CRITERIA)}")
+    allocation: str = setting("global", help=f"how many go where: {', '.join(PATHS)}")
+    reduction: str = setting("mean", help="how a channel's scores are combined: sum, mean, max")
+    normalization: str | None = setting(
+        None, help="none or mean (divide by the group's mean); default: the criterion's"
+    )
+    min_channels: int = setting(8, help="fewest that a group keeps", unit="channels")
+    max_fraction: float = setting(0.9, help="largest fraction of a group that may go")
+    round_to: int = setting(8, help="kept widths are multiples of this", unit="channels")
+    attention: str = setting("width", help="what attention loses: width (of every head alike), heads (whole), none")
+    imgsz: int = setting(640, help="image side at which MACs are counted", unit="px")
+    fold: bool = setting(False, help="fold the constants of removed channels into their readers")
+    plan: str | None = setting(None, help="apply this plan (JSON) instead of choosing")
+    save_plan: str | None = setting(None, help="also write the plan to this JSON file; must not exist")
+    json: str | None = json_setting("the table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """What `prune` did."""
+
+    out: Path
+    plan: PrunePlan
+    verification: Verification
+    widths: list[tuple[str, int, int]]
+    folding: Folding | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plan, proof and costs as plain values."""
+        folding = asdict(self.folding) if self.folding else None
+        proof = asdict(self.verification)
+        return {"out": str(self.out), "verification": proof, "plan": self.plan.to_json(), "folding": folding}
+
+    def table(self) -> str:
+        """Return costs before and after, and what was proven."""
+        before, after, proof = self.plan.before, self.plan.after, self.verification
+        rows = [
+            [name, quantity(dense), quantity(slim), f"{slim / dense:.1%}"]
+            for name, dense, slim in (
+                (f"MACs at {self.plan.imgsz_px} px", before.macs, after.macs),
+                ("parameters", before.params, after.params),
+            )
+        ]
+        narrowed = sum(kept < width for _, width, kept in self.widths)
+        return (
+            render(["", "dense", "slim", "kept"], rows)
+            + f"{narrowed} of {len(self.widths)} channel groups narrowed\n"
+            + f"verified: max |silenced - sliced| = {proof.max_abs_error:.1e} in fp64, "
+            + f"{proof.macs_counted:,} MACs counted = predicted (at {proof.imgsz_px} px)\n"
+            + self._folded()
+            + f"slim checkpoint: {self.out}\n"
+        )
+
+    def _folded(self) -> str:
+        """Say what folding did, after the proof, and where it is an approximation."""
+        if self.folding is None:
+            return ""
+        exact, border, skipped = (len(paths) for paths in vars(self.folding).values())
+        return (
+            f"folded constants of removed channels into {exact + border} layers after the proof: exact in {exact}, "
+            f"inexact at the border of {border} padded ones; {skipped} could not take them\n"
+        )
+
+
+class Writer(Protocol):
+    """Writes a slim checkpoint; see `hosts.ultralytics.checkpoints.write_slim`."""
+
+    def __call__(
+        self, path: Path, slim: nn.Module, source: Checkpoint, plan: PrunePlan, *, dtype: torch.dtype, folded: bool
+    ) -> None:
+        """Write it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningHost:
+    """What pruning has to know of a host.
+
+    Attributes:
+        read: Reads a checkpoint without running its code.
+        trace: Returns the channel graph of its model.
+        cut: Returns a slim copy of a model by a keep mask.
+        verifier: Returns what proves slim copies of a model.
+        write: Writes a slim checkpoint that the host loads.
+    """
+
+    read: Callable[[Path], Checkpoint]
+    trace: Callable[[nn.Module], ChannelGraph]
+    cut: Callable[[nn.Module, ChannelGraph, BoolArray], nn.Module]
+    verifier: Callable[[nn.Module, ChannelGraph], Verifier]
+    write: Writer
+
+
+def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
+    """Prune a checkpoint of a host, prove the result, then write it.
+
+    Raises:
+        YoloPruneError: Bad input (nothing is written), or a proof that failed (nothing is written).
+    """
+    out = Path(config.out)
+    require_new_outputs({"out": config.out, "save_plan": config.save_plan, "json": config.json})
+    chosen = None if config.plan else choices(config)
+    if config.plan and (config.target_macs is not None or config.target_params is not None):
+        raise ConfigError("plan= together with a target", expected="one of them: a plan holds every choice already")
+    source = host.read(Path(config.model))
+    graph = host.trace(source.model)
+    plan = PrunePlan.load(Path(config.plan)) if config.plan else make_plan(source, graph, config, *chosen)  # type: ignore[misc]
+    plan.require_source(source.sha256)
+    keep = plan.keep_mask(graph)
+    slim = host.cut(source.model, graph, keep)
+    proof = host.verifier(source.model, graph).verify(slim, keep).require()
+    folding = None
+    if config.fold:
+        folding = fold_constants(source.model, slim, graph, keep, _fold_example(graph, source.model))
+    # Selected weights keep their type; folded ones are new numbers and would lose digits in half precision.
+    dtype = torch.float32 if config.fold else source.stored_dtype
+    if config.save_plan:
+        plan.save(Path(config.save_plan))
+    host.write(out, slim, source, plan, dtype=dtype, folded=config.fold)
+    kept = graph.kept_widths(keep)
+    widths = [(group.name, group.width, int(size)) for group, size in zip(graph.groups, kept, strict=True)]
+    return PruneResult(out=out, plan=plan, verification=proof, widths=widths, folding=folding)
+
+
+def make_plan(
+    source: Checkpoint, graph: ChannelGraph, config: PruneConfig, budget: Budget, allocation: Allocation
+) -> PrunePlan:
+    """Choose the channels to keep."""
+    tensors = {**dict(source.model.named_parameters()), **dict(source.model.named_buffers())}
+    scores = score_channels(
+        graph,
+        tensors,
+        CRITERIA[config.criterion],
+        reduction=config.reduction,  # type: ignore[arg-type]  # checked by `choices`
+        normalization=config.normalization,  # type: ignore[arg-type]
+    )
+    keep = allocate(graph, scores, budget, allocation)
+    choice = {
+        "criterion": config.criterion,
+        "reduction": config.reduction,
+        "normalization": config.normalization or CRITERIA[config.criterion].normalization,
+        "allocation": config.allocation,
+        f"target_{budget.unit}": budget.ratio,
+        **asdict(allocation.constraints),
+    }
+    return plan_from_keep(graph, keep, source_sha256=source.sha256, imgsz_px=config.imgsz, choice=choice)
+
+
+def choices(config: PruneConfig) -> tuple[Budget, Allocation]:
+    """Check everything that can be checked before the checkpoint is read.
+
+    Raises:
+        ConfigError: No target or two, an unknown name, or a number that is out of range.
+    """
+    require_choice("criterion", config.criterion, CRITERIA)
+    require_choice("allocation", config.allocation, PATHS)
+    require_choice("reduction", config.reduction, ("sum", "mean", "max"))
+    require_choice("normalization", config.normalization or "none", ("none", "mean"))
+    require_choice("attention", config.attention, ATTENTION)
+    targets = {"macs": config.target_macs, "params": config.target_params}
+    given = {unit: ratio for unit, ratio in targets.items() if ratio is not None}
+    if len(given) != 1:
+        raise ConfigError(
+            f"{len(given)} targets given",
+            expected="one of target_macs=, target_params= (or plan=)",
+            remedy="target_macs=0.5",
+        )
+    require_imgsz(config.imgsz)
+    ((unit, ratio),) = given.items()
+    constraints = Constraints(
+        min_channels=config.min_channels,
+        max_fraction=config.max_fraction,
+        round_to=config.round_to,
+        attention=config.attention,  # type: ignore[arg-type]  # checked above
+    )
+    budget = Budget(unit=unit, ratio=ratio, imgsz_px=config.imgsz)  # type: ignore[arg-type]
+    return budget, Allocation(path=config.allocation, constraints=constraints)
+
+
+def _fold_example(graph: ChannelGraph, model: nn.Module) -> torch.Tensor:
+    """Return a random image four times the traced one's side, so that most positions lie away from borders."""
+    side = 4 * graph.cost.imgsz_px
+    channels = next(module for module in model.modules() if isinstance(module, nn.Conv2d)).in_channels
+    return torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0))
