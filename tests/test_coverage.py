@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import sweep_models
 import yaml
 from model_cases import Case, all_cases
 from sweep_models import TOLERANCE as ONNX_TOLERANCE
 from sweep_models import Coverage, sweep_model
 
+from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.surgery import TOLERANCE
 
 CASES = {case.name: case for case in all_cases()}
@@ -70,3 +72,24 @@ def test_a_failure_is_a_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> Non
     record = sweep_model(CASES["yolov8n"], 2)
     assert record["failure"] == "ValueError: no yolov8n.yaml"
     assert "fails: n" in Coverage(records={"yolov8n": record}).table()
+
+
+def test_more_plans_go_on_from_those_that_are_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep in several sittings does no plan twice, and ends as one in a single sitting."""
+    monkeypatch.setattr("sweep_models.deploy", lambda *_: 1e-7)
+    seeds: list[int] = []
+    draw = sweep_models.random_keep
+
+    def noted(graph: ChannelGraph, seed: int, **options: bool) -> BoolArray:
+        seeds.append(seed)
+        return draw(graph, seed, **options)
+
+    monkeypatch.setattr("sweep_models.random_keep", noted)
+    first = sweep_model(CASES["yolov8n"], 1)
+    both = sweep_model(CASES["yolov8n"], 3, first)
+    assert seeds == [0, 1, 2]
+    assert (first["plans"], both["plans"], both["wished"]) == (1, 3, 3)
+    assert both["failure"] == ""
+    assert both["onnx_max_rel"] == 1e-7
+    assert both["max_abs_error"] >= first["max_abs_error"]
+    assert both["seconds"] >= first["seconds"]
