@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from checkpoint_files import save_as_host
 from hypothesis import given
 from hypothesis import strategies as st
+from models import lively
 from random_plans import random_keep
 from test_slimming import network
 from test_training import KILLED, WORDS, epochs_in
@@ -21,10 +24,12 @@ from torch import nn
 from torch.nn import functional
 
 from yolo_prune.channels import trace
-from yolo_prune.errors import ConfigError
+from yolo_prune.errors import ConfigError, VerificationError
 from yolo_prune.hosts.slim import MARKER, widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
+from yolo_prune.hosts.ultralytics.gradual import GradualOptions, GradualPruning
 from yolo_prune.hosts.ultralytics.surgery import trace_model
+from yolo_prune.hosts.ultralytics.trainer import train
 from yolo_prune.methods.gradual import PruningSchedule, carry_optimizer, silence_softly
 from yolo_prune.surgery import apply, silence
 from yolo_prune.surgery.apply import selected
@@ -162,6 +167,17 @@ def words_for(model: Path, data: Path, folder: Path, **more: Any) -> list[str]:
     return ["train", f"model={model}", f"data={data}", *(f"{key}={value}" for key, value in settings.items()), *WORDS]
 
 
+STOCK = {key: yaml.safe_load(value) for key, value in (word.split("=") for word in WORDS)}
+
+
+class ShareOfTheFirstHead:
+    """Notes, after each epoch, how much of YOLO26's loss is that of its one-to-many head."""
+
+    def __init__(self) -> None:
+        self.shares: list[float] = []
+        self.callbacks = {"on_train_epoch_end": lambda trainer: self.shares.append(trainer.model.criterion.o2m)}
+
+
 @pytest.mark.slow
 class TestInTraining:
     def test_steps_reach_the_target_and_the_best_is_slim(self, command, dense_checkpoint, tiny_data, tmp_path):
@@ -180,15 +196,14 @@ class TestInTraining:
             assert getattr(model, MARKER)["step"] == 3
 
     def test_it_learns_while_it_shrinks(self, command, dense_checkpoint, tiny_data, tmp_path):
-        """The optimizer trains the network that is saved, not the one that was cut."""
-        assert command(*words_for(dense_checkpoint, tiny_data, tmp_path, prune_steps=1, epochs=3)).code == 0
-        plan = json.loads((tmp_path / "a" / "pruning_step1.json").read_text())
-        model = read_checkpoint(tmp_path / "a" / "weights" / "last.pt").model.state_dict()
-        kept = plan["groups"]["model.0.conv"]["keep"]
-        dense = read_checkpoint(dense_checkpoint).model.state_dict()["model.0.conv.weight"][kept]
-        assert model["model.0.conv.weight"].shape == dense.shape
-        assert not torch.equal(model["model.0.conv.weight"], dense)
-        assert torch.cosine_similarity(model["model.0.conv.weight"].flatten(), dense.flatten(), dim=0) > 0.9
+        """After a cut, the optimizer trains the network that is saved, not the one that was cut."""
+        words = words_for(dense_checkpoint, tiny_data, tmp_path, prune_steps=1, epochs=3, save_period=1)
+        assert command(*words).code == 0
+        weights = tmp_path / "a" / "weights"
+        before, after = (read_checkpoint(weights / f"epoch{epoch}.pt").model.state_dict() for epoch in (1, 2))
+        floating = [name for name, value in before.items() if value.is_floating_point() and "dfl" not in name]
+        moved = [name for name in floating if not torch.equal(before[name], after[name])]
+        assert len(moved) > 0.8 * len(floating)
 
     def test_softly_nothing_is_removed_before_the_last_step(self, command, dense_checkpoint, tiny_data, tmp_path):
         words = words_for(dense_checkpoint, tiny_data, tmp_path, prune_soft="true", save_period=1)
@@ -233,15 +248,42 @@ class TestInTraining:
         found, expected = (read_checkpoint(run / "weights" / "last.pt").model for run in (folder, whole / "a"))
         assert widths(found) == widths(expected)
 
-    def test_twin_heads_keep_their_loss(self, command, tiny_data, tmp_path):
+    def test_twin_heads_keep_their_loss(self, tiny_data, tmp_path):
         """YOLO26's loss moves from one head to the other with the epochs; a cut must not start it anew."""
-        from checkpoint_files import save_as_host
-        from models import lively
-
         source = save_as_host(lively("yolo26n"), tmp_path / "dense.pt")
-        outcome = command(*words_for(source, tiny_data, tmp_path, prune_steps=1, epochs=3))
-        assert outcome.code == 0
-        assert epochs_in(tmp_path / "a") == [1, 2, 3]
+        schedule = PruningSchedule(every=2, steps=1, target=0.5)
+        cut, plain = ShareOfTheFirstHead(), ShareOfTheFirstHead()
+        runs = {"cut": [GradualPruning(GradualOptions(schedule=schedule)).callbacks(), cut.callbacks]}
+        runs["plain"] = [plain.callbacks]
+        for name, callbacks in runs.items():
+            train(source, data=str(tiny_data), epochs=4, project=str(tmp_path), name=name, callbacks=callbacks, **STOCK)
+        assert cut.shares == plain.shares
+        assert len(set(cut.shares)) > 1
+        weights = [tmp_path / name / "weights" / "last.pt" for name in ("cut", "plain")]
+        assert macs_in(weights[0]) < 0.6 * macs_in(weights[1])
+
+    def test_nan_in_the_epoch_of_the_cut_is_said_in_words(self, tiny_data, dense_checkpoint, tmp_path):
+        """The host would go back to a checkpoint of another width, which ends in a size mismatch."""
+
+        def spoil(trainer: Any) -> None:
+            if trainer.epoch == 1:
+                trainer.loss = trainer.loss * float("nan")
+
+        schedule = PruningSchedule(every=1, steps=1, target=0.5)
+        callbacks = [GradualPruning(GradualOptions(schedule=schedule)).callbacks(), {"on_train_epoch_end": spoil}]
+        place = {"data": str(tiny_data), "project": str(tmp_path), "name": "a"}
+        with pytest.raises(VerificationError, match="NaN in epoch 2"):
+            train(dense_checkpoint, epochs=3, callbacks=callbacks, **place, **STOCK)
+
+    def test_what_an_earlier_run_left_in_the_folder_is_not_taken_over(
+        self, command, dense_checkpoint, tiny_data, tmp_path
+    ):
+        (tmp_path / "a").mkdir()
+        for name in ("sparsity.json", "pruning.json", "pruning_step1.json"):
+            (tmp_path / "a" / name).write_text("{}")
+        words = ["train", f"model={dense_checkpoint}", f"data={tiny_data}", "epochs=1", f"project={tmp_path}", "name=a"]
+        assert command(*words, "exist_ok=true", *WORDS).code == 0
+        assert not list((tmp_path / "a").glob("*.json"))
 
 
 class TestBadInput:
@@ -265,6 +307,19 @@ class TestBadInput:
         outcome = command(*words_for(dense_checkpoint, tiny_data, tmp_path, epochs=3))
         assert outcome.code == 2
         assert "comes after epoch 3 of 3" in outcome.err
+
+    def test_a_target_below_what_floors_allow(self, command, dense_checkpoint, tiny_data, tmp_path):
+        """Said before the first epoch, not at the last step."""
+        outcome = command(*words_for(dense_checkpoint, tiny_data, tmp_path, target_macs=0.01))
+        assert outcome.code == 2
+        assert "target_macs=0.01 cannot be reached" in outcome.err
+        assert not (tmp_path / "a" / "results.csv").exists()
+
+    @pytest.mark.parametrize("word", ["prune_soft=true", "criterion=l1", "sparsity_mode=subgradient"])
+    def test_a_flag_that_would_do_nothing(self, command, dense_checkpoint, tiny_data, word):
+        outcome = command("train", f"model={dense_checkpoint}", f"data={tiny_data}", word)
+        assert outcome.code == 2
+        assert "without " in outcome.err
 
     def test_with_a_teacher(self, command, dense_checkpoint, tiny_data, tmp_path):
         outcome = command(*words_for(dense_checkpoint, tiny_data, tmp_path, distill=dense_checkpoint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_gradual import words_for
@@ -22,7 +24,8 @@ KILLS = int(os.environ.get("YOLO_PRUNE_KILLS", "1"))
 """Random moments of each kind of run; more are a setting, to be run by hand."""
 
 RUNS = {
-    "sparsity": {"sparsity": "auto", "prune_every": None, "prune_steps": None, "target_macs": None},
+    "sparsity": {"sparsity": "auto"}
+    | dict.fromkeys(("prune_every", "prune_steps", "target_macs", "min_channels", "round_to")),
     "iterative": {},
 }
 
@@ -31,6 +34,12 @@ def words(kind: str, model: Path, data: Path, folder: Path) -> list[str]:
     plain = words_for(model, data, folder, **{key: value for key, value in RUNS[kind].items() if value is not None})
     absent = [f"{key}=" for key, value in RUNS[kind].items() if value is None]
     return [word for word in plain if not word.startswith(tuple(absent))]
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """Return the state that a run of either kind keeps."""
+    file = next(path for path in (folder / "sparsity.json", folder / "pruning.json") if path.is_file())
+    return json.loads(file.read_text())
 
 
 @pytest.fixture(scope="module", params=RUNS)
@@ -68,12 +77,21 @@ def test_a_killed_run_ends_like_one_that_was_not(undisturbed, command, dense_che
     process.wait()
     state = interrupted(folder)
     assert state in ("resumable", "finished")  # never nothing: there was a checkpoint
+    before = record_of(folder)
     if state == "resumable":
         assert command("train", f"model={folder / 'weights' / 'last.pt'}", "resume=true").code == 0
     assert epochs_in(folder) == epochs_in(whole)
     for name in ("last.pt", "best.pt"):
         found, expected = (read_checkpoint(run / "weights" / name).model for run in (folder, whole))
         assert widths(found) == widths(expected)
+    after = record_of(folder)
+    assert after["options"] == before["options"] == record_of(whole)["options"]
+    if kind == "sparsity":  # what was done before the kill stands; an epoch that had no checkpoint yet is done again
+        done = [epoch for epoch in after["epochs"] if epoch in before["epochs"]]
+        assert len(done) >= len(before["epochs"]) - 1
+        assert [epoch["epoch"] for epoch in after["epochs"]] == list(range(6))
+    else:
+        assert after["steps"] == record_of(whole)["steps"]
 
 
 def test_rows_of_an_epoch_that_is_repeated_are_dropped(tmp_path):

@@ -103,6 +103,9 @@ class TestWhatIsPenalised:
         penalty.attach(optimizer)
         optimizer.step()
         assert torch.equal(model.inner_bn.weight, before)
+        channels = penalty.graph.axes["inner_bn.weight", 0].channels
+        assert not penalty.chosen[channels].any()  # nor do they count in what `auto` wishes and health shows
+        assert penalty.chosen.any()
 
 
 class TestProximal:
@@ -247,6 +250,22 @@ class TestSubgradient:
         with pytest.raises(ConfigError, match="sparsity_mode=subgradient with AdamW") as error:
             penalty.attach(torch.optim.AdamW(model.parameters()))
         assert "optimizer=SGD" in str(error.value)
+
+    @pytest.mark.parametrize("mode", ["subgradient", "proximal"])
+    def test_a_step_that_amp_skips_is_none(self, mode):
+        """A fused optimizer is called even if gradients overflowed: its kernel looks at `found_inf` itself."""
+        model = network()
+        before = scales_of(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR, fused=True)
+        penalty = penalty_on(model, mode)
+        penalty.strength = STRENGTH
+        penalty.attach(optimizer)
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, float("inf"))
+        optimizer.found_inf = torch.ones(1)
+        optimizer.step()
+        assert penalty.steps == 0
+        assert all(torch.equal(before[name], value) for name, value in scales_of(model).items())
 
     def test_a_zero_scale_is_not_pushed(self):
         model = network()

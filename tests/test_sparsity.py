@@ -249,13 +249,23 @@ def epoch_health(**values: Any) -> EpochHealth:
     return EpochHealth(**{**plain, "arrived": 1.0, "pull": 1.0, "histogram": [], **values})
 
 
+def test_processes_without_metrics_are_left_in_peace() -> None:
+    """On several GPUs the host's trainer has metrics in its first process only."""
+    training = SparsityTraining(SparsityOptions(strength=1.0))
+    training._run = object()
+    training.tell_loggers(SimpleNamespace(metrics=None))
+
+
 class TestWarnings:
     def test_all_is_well(self):
         group = GroupHealth(group="a", width=8, quantiles=(0.1,) * 5, silent=0.5, pull=1.0)
-        assert warnings_of([epoch_health(), epoch_health(distance=0.6, nominal=0.5)], [group]) == []
+        assert warnings_of([epoch_health(), epoch_health(distance=0.6, nominal=0.5, arrived=0.8)], [group]) == []
+
+    def test_a_cut_takes_the_small_scales_away_and_is_no_standstill(self):
+        assert warnings_of([epoch_health(), epoch_health(distance=1.2, nominal=0.5, arrived=0.8)], []) == []
 
     def test_nothing_moves(self):
-        said = warnings_of([epoch_health(), epoch_health(distance=0.999, nominal=0.5)], [])
+        said = warnings_of([epoch_health(), epoch_health(distance=0.999, nominal=0.5, arrived=0.002)], [])
         assert len(said) == 1
         assert "nothing moves" in said[0]
         assert "sparsity_mode=proximal" in said[0]

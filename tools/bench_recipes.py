@@ -76,14 +76,20 @@ class Cell:
     data: str
     model: str
     imgsz_px: int
+    batch: int
     dense_epochs: int
     epochs: int
+
+    @property
+    def base(self) -> str:
+        """Name of the folder of the dense training that it starts from."""
+        return f"{self.model}-{self.data}-{self.imgsz_px}px-batch{self.batch}-dense{self.dense_epochs}-seed{self.seed}"
 
     @property
     def name(self) -> str:
         """Name of its folder."""
         budget = "" if self.recipe == "dense" else f"-{self.budget:g}"
-        return f"{self.data}-{self.imgsz_px}-{self.recipe}{budget}-{self.epochs}-seed{self.seed}"
+        return f"{self.base}-{self.recipe}{budget}-{self.epochs}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +105,7 @@ class Cells:
     def table(self, *, markdown: bool = False) -> str:
         """Return one row a recipe and budget: means over the seeds, with the spread where there are several."""
         rows = [_row(found) for found in _grouped(self.records)]
-        head = ["data", "recipe", "epochs", "seeds", "MACs", "params", "before pruning", "pruned", "val", "test"]
+        head = ["model, data", "recipe", "epochs", "seeds", "MACs", "params", "before pruning", "pruned", "val", "test"]
         return render(head, rows, markdown=markdown)
 
 
@@ -109,7 +115,8 @@ def _grouped(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     for record in records:
         cell = record["cell"]
         budget = 1.0 if cell["recipe"] == "dense" else cell["budget"]
-        key = (cell["data"], cell["imgsz_px"], -budget, cell["epochs"], list(RECIPES).index(cell["recipe"]))
+        place = (cell["model"], cell["data"], cell["imgsz_px"], cell["batch"], cell["dense_epochs"])
+        key = (*place, -budget, cell["epochs"], list(RECIPES).index(cell["recipe"]))
         groups.setdefault(key, []).append(record)
     return [groups[key] for key in sorted(groups)]
 
@@ -118,7 +125,7 @@ def _row(records: list[dict[str, Any]]) -> list[str]:
     cell = records[0]["cell"]
     figures = [record["figures"] for record in records]
     return [
-        f"{cell['data']}, {cell['imgsz_px']} px",
+        f"{cell['model']}, {cell['data']}, {cell['imgsz_px']} px",
         cell["recipe"],
         str(cell["epochs"]),
         " ".join(str(record["cell"]["seed"]) for record in records),
@@ -146,8 +153,8 @@ def bench(config: RecipesConfig) -> Cells:
     cells = [
         Cell(
             recipe=recipe, budget=1.0 if recipe == "dense" else budget, seed=seed, data=Path(config.data).parent.name,
-            model=Path(config.model).stem, imgsz_px=config.imgsz, dense_epochs=config.dense_epochs,
-            epochs=config.epochs,
+            model=Path(config.model).stem, imgsz_px=config.imgsz, batch=config.batch,
+            dense_epochs=config.dense_epochs, epochs=config.epochs,
         )
         for seed in config.seeds
         for budget in config.budgets
@@ -210,8 +217,7 @@ class Laboratory:
     def _dense(self) -> Path:
         """Train the dense model that all recipes of a seed start from, once."""
         cell = self.cell
-        name = f"base-{cell.data}-{cell.imgsz_px}-{cell.dense_epochs}-seed{cell.seed}"
-        return self._train(name, Path(self.config.model), cell.dense_epochs, {}, project=Path(self.config.out))
+        return self._train(cell.base, Path(self.config.model), cell.dense_epochs, {}, project=Path(self.config.out))
 
     def _epochs(self, step: Step) -> int:
         """Return the epochs of a step; the shares of a recipe add up to all of them."""
@@ -234,7 +240,7 @@ class Laboratory:
         elif state == "nothing":
             shutil.rmtree(folder, ignore_errors=True)
             stock = {**TRAINING, "epochs": epochs, "imgsz": self.cell.imgsz_px, "seed": self.cell.seed}
-            stock |= {"batch": self.config.batch, "workers": self.config.workers, "device": self.config.device}
+            stock |= {"batch": self.cell.batch, "workers": self.config.workers, "device": self.config.device}
             stock |= {"project": str(folder.parent.absolute()), "name": name, "exist_ok": True, "verbose": False}
             train_model(TrainConfig(model=str(model), data=self.config.data, **settings), stock)
         self.curves[name] = _curve(folder / "results.csv")

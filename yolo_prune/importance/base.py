@@ -58,7 +58,7 @@ def scale_axes(graph: ChannelGraph) -> Iterator[AxisKey]:
 def scales(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AxisKey, Tensor]]:
     """Yield each batch-norm scale, as (axis, vector of shape (channels,))."""
     for key in scale_axes(graph):
-        yield key, tensors[key[0]].detach().double()
+        yield key, tensors[key[0]].detach().cpu().double()
 
 
 def score_channels(

@@ -128,7 +128,7 @@ def warnings_of(history: list[EpochHealth], groups: list[GroupHealth]) -> list[s
     """
     start, now, found = history[0], history[-1], []
     nominal = sum(epoch.nominal for epoch in history[1:])
-    moved = start.distance - now.distance
+    moved = sum(epoch.arrived * epoch.nominal for epoch in history[1:])  # not from the start: a cut changes the scales
     if nominal > 0.2 * start.distance and moved < STUCK * nominal:
         found.append(
             f"nothing moves: the penalty alone would have moved scales by {nominal:.3g}, they moved by {moved:.3g}; "

@@ -94,7 +94,7 @@ class ScalePenalty:
     Args:
         graph: Channel graph of the model that is trained.
         parameters: Its parameters by name.
-        chosen: Which channels are penalised, shape (channels,).
+        chosen: Which channels are penalised, shape (channels,); those with a frozen scale are left out.
         mode: See above.
 
     Attributes:
@@ -110,19 +110,19 @@ class ScalePenalty:
         self, graph: ChannelGraph, parameters: Mapping[str, Tensor], chosen: BoolArray, *, mode: Mode = "proximal"
     ) -> None:
         self.mode, self.strength = mode, 0.0
-        self.graph, self.chosen = graph, chosen
-        self._parameters = {
-            name: parameters[name]
-            for name, dim in scale_axes(graph)
-            if chosen[graph.axes[name, dim].channels].any() and parameters[name].requires_grad
-        }
+        self.graph, self.chosen = graph, chosen.copy()
+        axes = {name: graph.axes[name, dim].channels for name, dim in scale_axes(graph)}
+        for name, channels in axes.items():
+            if not parameters[name].requires_grad:
+                self.chosen[channels] = False  # a frozen scale cannot move, so its channel cannot fall silent
+        self._parameters = {name: parameters[name] for name in axes if self.chosen[axes[name]].any()}
         if not self._parameters:
             raise ConfigError(
                 "no batch-norm scale may be penalised",
                 expected="free channels with a trainable batch norm in the scope",
                 remedy="widen sparsity_scope, or freeze less",
             )
-        self._numbers: IntArray = np.cumsum(chosen) - 1
+        self._numbers: IntArray = np.cumsum(self.chosen) - 1
         self._entries: _Entries | None = None
         self._handles: list[Any] = []
         self.forget()
@@ -183,7 +183,9 @@ class ScalePenalty:
         )
 
     @torch.no_grad()
-    def _before_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if _skipped(optimizer):
+            return
         entries = self._known_entries()
         gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in entries.tensors]
         total = torch.cat(gradients).abs()
@@ -199,7 +201,7 @@ class ScalePenalty:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        if self.mode != "proximal" or not self.strength:
+        if self.mode != "proximal" or not self.strength or _skipped(optimizer):
             return
         entries = self._known_entries()
         _, norms = self._norms(entries)
@@ -233,8 +235,14 @@ class ScalePenalty:
             return result
         sums = torch.zeros_like(entries.weights).index_add_(0, entries.channels, self._gradients)
         counts = entries.weights.square()[:-1].clamp_min(1.0)
-        result[self.chosen] = (sums[:-1] / counts / self.steps).double().cpu().numpy()
+        result[self.chosen] = (sums[:-1] / counts / self.steps).cpu().double().numpy()  # Apple's GPU has no float64
         return result
+
+
+def _skipped(optimizer: Optimizer) -> bool:
+    """Return whether a step does nothing: a fused optimizer is called even if AMP found overflowing gradients."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
 
 
 def channel_scales(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> FloatArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -132,6 +132,7 @@ def sparsity_options(config: TrainConfig) -> SparsityOptions | None:
         ConfigError: A value that is unknown or out of range.
     """
     if config.sparsity is None:
+        _require_unset(config, ("sparsity_mode", "sparsity_schedule", "sparsity_scope", "sparsity_share"), "sparsity")
         return None
     try:
         strength = None if config.sparsity == "auto" else float(config.sparsity)
@@ -153,6 +154,8 @@ def gradual_options(config: TrainConfig) -> GradualOptions | None:
         ConfigError: A value that is unknown or out of range, or only one of prune_every= and target_macs=.
     """
     if config.prune_every is None and config.target_macs is None:
+        names = ("prune_steps", "prune_soft", "criterion", "allocation", "min_channels", "max_fraction", "round_to")
+        _require_unset(config, names, "prune_every")
         return None
     if config.prune_every is None or config.target_macs is None:
         missing = "prune_every" if config.prune_every is None else "target_macs"
@@ -170,6 +173,22 @@ def gradual_options(config: TrainConfig) -> GradualOptions | None:
             min_channels=config.min_channels, max_fraction=config.max_fraction, round_to=config.round_to
         ),
     )
+
+
+def _require_unset(config: TrainConfig, names: Sequence[str], needed: str) -> None:
+    """Refuse settings that would do nothing without another one.
+
+    Raises:
+        ConfigError: One of them is not at its default.
+    """
+    plain = TrainConfig(model="-")
+    for name in names:
+        if getattr(config, name) != getattr(plain, name):
+            raise ConfigError(
+                f"{name}={getattr(config, name)} without {needed}=",
+                expected=f"{needed}= beside it, or neither",
+                remedy="a resumed run reads its settings from its folder" if config.resume else "",
+            )
 
 
 def _known(asked: Options | None, known: Options | None, what: str) -> Options | None:

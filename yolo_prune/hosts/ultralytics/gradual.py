@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from ultralytics.utils import LOGGER, RANK
-from ultralytics.utils.torch_utils import ModelEMA
+from ultralytics.utils.torch_utils import TORCH_2_13, ModelEMA
 
 from yolo_prune.allocation import PATHS, Allocation, Budget, Constraints, allocate
 from yolo_prune.channels import BoolArray, ChannelGraph
@@ -71,6 +72,7 @@ class GradualPruning:
 
     options: GradualOptions
     _macs: float = field(default=0.0, init=False)
+    _imgsz_px: int = field(default=0, init=False)
 
     def callbacks(self) -> dict[str, Callable[[Any], None]]:
         """Return what the host's trainer calls, by event. Picklable before training begins."""
@@ -83,7 +85,7 @@ class GradualPruning:
             ConfigError: No epochs after the last step, or a training that cannot lose channels on its way.
         """
         self.options.schedule.require_room(trainer.epochs)
-        for key in ("distill_model", "compile", "time"):
+        for key in ("distill_model", "compile", "time", "quantize"):
             if getattr(trainer.args, key, None):
                 raise ConfigError(
                     f"prune_every= with {key}={getattr(trainer.args, key)}",
@@ -92,20 +94,23 @@ class GradualPruning:
                 )
         record = _read(trainer.save_dir)
         if trainer.resume and record is not None:
-            self._macs = record["macs"]
+            self._macs, self._imgsz_px = record["macs"], record["imgsz_px"]
             return
-        network = network_of(trainer.model)
-        if is_slim(network):
-            getattr(network, MARKER)["step"] = 0  # steps of an earlier training are none of this one's
-        graph = _traced(network)
-        self._macs = float(graph.cost.macs(graph.widths(), imgsz_px=trainer.args.imgsz))
+        for model in (network_of(trainer.model), trainer.ema.ema):
+            if is_slim(model):
+                getattr(model, MARKER)["step"] = 0  # steps of an earlier training are none of this one's
+        graph, self._imgsz_px = _traced(trainer.ema.ema), int(trainer.args.imgsz)
+        self._macs = float(graph.cost.macs(graph.widths(), imgsz_px=self._imgsz_px))
+        self._chosen(trainer, graph, self.options.schedule.target)  # says now, not hours later, what is out of reach
         if RANK in {-1, 0}:
-            record = {"options": asdict(self.options), "macs": self._macs, "steps": []}
+            record = {"options": asdict(self.options), "macs": self._macs, "imgsz_px": self._imgsz_px, "steps": []}
             write_json(trainer.save_dir / RECORD, record, replace=True)
 
     def begin_epoch(self, trainer: Any) -> None:
         """Take the step that is due before an epoch; in the soft variant, zero what the last step shall remove."""
         schedule = self.options.schedule
+        if trainer.epoch <= schedule.every * schedule.steps:
+            trainer.stopper.best_epoch = trainer.epoch  # to stop early would be to stop above the target
         due, taken = schedule.steps_due(trainer.epoch), _steps_taken(network_of(trainer.model))
         if self.options.soft and 0 < due < schedule.steps:
             self._silence(trainer, schedule.kept_after(due))
@@ -142,7 +147,7 @@ class GradualPruning:
             graph,
             keep,
             source_sha256=_source(trainer, average).sha256,
-            imgsz_px=int(trainer.args.imgsz),
+            imgsz_px=self._imgsz_px,
             choice=choice,
         )
         if RANK in {-1, 0}:
@@ -153,8 +158,10 @@ class GradualPruning:
         """Choose channels of the average so that a fraction of the start's MACs is kept."""
         tensors = {name: tensor.cpu() for name, tensor in named_tensors(trainer.ema.ema).items()}
         scores = score_channels(graph, tensors, CRITERIA[self.options.criterion])
-        now = float(graph.cost.macs(graph.widths(), imgsz_px=trainer.args.imgsz))
-        budget = Budget(unit="macs", ratio=kept * self._macs / now, imgsz_px=trainer.args.imgsz)
+        ratio = kept * self._macs / float(graph.cost.macs(graph.widths(), imgsz_px=self._imgsz_px))
+        if ratio >= 1.0:  # the step before went further than it had to
+            return np.ones(graph.channel_count, dtype=bool)
+        budget = Budget(unit="macs", ratio=ratio, imgsz_px=self._imgsz_px)
         return allocate(
             graph, scores, budget, Allocation(path=self.options.allocation, constraints=self.options.constraints)
         )
@@ -179,6 +186,8 @@ def _replace(
     """Put the slim network, its average and their optimizer state in the place of the dense ones."""
     dense = network_of(trainer.model)
     slim = slim_copy(copy.deepcopy(dense).cpu(), graph, keep).to(trainer.device)
+    if any(weight.dim() == 4 and not weight.is_contiguous() for weight in dense.parameters()):
+        slim = slim.to(memory_format=torch.channels_last)  # as the host laid the dense one out
     for model in (slim, slim_average):
         setattr(model, MARKER, marker)
     carry_optimizer(trainer.optimizer, dict(dense.named_parameters()), dict(slim.named_parameters()), graph, keep)
@@ -191,11 +200,12 @@ def _replace(
     trainer.best_fitness = None
     trainer.stopper.best_fitness, trainer.stopper.best_epoch = 0.0, trainer.epoch
     if isinstance(wrapper, nn.parallel.DistributedDataParallel):  # several GPUs: as the host wraps it
+        unsynced: dict[str, Any] = {"forward_sync_buffers" if TORCH_2_13 else "broadcast_buffers": False}
         trainer.model = nn.parallel.DistributedDataParallel(
             slim,
             device_ids=wrapper.device_ids,
-            broadcast_buffers=False,
             find_unused_parameters=wrapper.find_unused_parameters,
+            **unsynced,
         )
 
 

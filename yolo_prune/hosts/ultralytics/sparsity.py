@@ -128,7 +128,8 @@ class SparsityTraining:
 
     def tell_loggers(self, trainer: Any) -> None:
         """Lay the figures where the host's integrations (TensorBoard, MLflow, W&B) find them."""
-        trainer.metrics.update(self._known_run().figures())
+        if trainer.metrics is not None:  # on several GPUs, the first process alone has them
+            trainer.metrics.update(self._known_run().figures())
 
     def finish(self, trainer: Any) -> None:
         """Draw the picture and register it with the host's plots."""
@@ -190,7 +191,9 @@ class _Run:
     def begin_epoch(self, trainer: Any) -> None:
         """Set the strength of the epoch that begins."""
         for key in self.figures():
-            trainer.metrics.pop(key, None)  # the host's columns are those of the first epoch
+            (trainer.metrics or {}).pop(key, None)  # the host's columns are those of the first epoch
+        if len(self.lr_sums) != trainer.epochs:  # `time=` lets the host change its mind
+            self.lr_sums = learning_rates(trainer, initial=self.penalty.mean_setting("initial_lr"))
         self.penalty.forget()
         self.history = self.history[: trainer.epoch + 1]  # an epoch that the host repeats counts once
         factor = schedule_factor(self.options.schedule, trainer.epoch / trainer.epochs)

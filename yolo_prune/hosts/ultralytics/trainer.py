@@ -20,7 +20,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.errors import CheckpointError, ConfigError, VerificationError
 from yolo_prune.files import new_file
 from yolo_prune.hosts.refusals import host_errors_as
 from yolo_prune.hosts.slim import MARKER, is_slim, require_widths, widths
@@ -71,6 +71,8 @@ class SlimTrainerMixin:
         return model
 
     def _setup_train(self) -> None:
+        if not self.resume and RANK in {-1, 0}:  # type: ignore[attr-defined]
+            forget_run(self.save_dir)  # type: ignore[attr-defined]
         with training_refused():
             super()._setup_train()  # type: ignore[misc]
         if self.resume and RANK in {-1, 0}:  # type: ignore[attr-defined]
@@ -81,6 +83,24 @@ class SlimTrainerMixin:
         """Save as the stock trainer does, after asserting that no width changed."""
         self._require_widths("before saving")
         return super().save_model()  # type: ignore[misc]
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """Recover as the stock trainer does, unless the checkpoint that it goes back to is of another width.
+
+        Raises:
+            VerificationError: NaN in the epoch in which channels were removed.
+        """
+        try:
+            recovered: bool = super()._handle_nan_recovery(epoch)  # type: ignore[misc]
+        except RuntimeError as error:
+            if "size mismatch" not in str(error):
+                raise
+            raise VerificationError(
+                f"NaN in epoch {epoch + 1}, before the narrower network had a checkpoint",
+                expected="a finite loss after channels were removed",
+                remedy="resume with the run's last.pt, or start anew with a lower lr0 or more, smaller steps",
+            ) from error
+        return recovered
 
     def _require_widths(self, when: str) -> None:
         trained, average = self.model, self.ema.ema if self.ema else None  # type: ignore[attr-defined]
@@ -113,6 +133,12 @@ TRAINERS: dict[str, type[SlimTrainerMixin]] = {
     "obb": SlimOBBTrainer,
 }
 """The trainer of each task."""
+
+
+def forget_run(folder: Path) -> None:
+    """Delete what an earlier run left in a folder that is used again: it would be taken for this run's state."""
+    for file in (folder / "sparsity.json", *folder.glob("pruning*.json")):
+        file.unlink(missing_ok=True)
 
 
 def drop_rows(results: Path, *, after: int) -> None:
