@@ -3,7 +3,8 @@
 python tools/readme_tables.py                           rewrites the tables of README.md
 python tools/readme_tables.py run=runs/bccd name=bccd   first adds a run's summary to tools/records
 
-A table stands between `<!-- record: NAME -->` and `<!-- end -->`; NAME.json in tools/records holds its figures.
+A table stands between `<!-- record: NAME -->` and `<!-- end -->`; NAME.json (recipes.jsonl) in tools/records holds its
+figures.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench_recipes import Cells, read
 from engine_figures import EngineFigures
 from sweep_models import Coverage
 
@@ -43,6 +45,8 @@ def render_record(name: str) -> str:
     Raises:
         ConfigError: There is no such record.
     """
+    if name == "recipes":
+        return Cells(records=read(RECORDS / "recipes.jsonl")).table(markdown=True)
     path = RECORDS / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in RECORDS.glob("*.json")))
