@@ -180,6 +180,15 @@ class TestTrainingFlags:
         assert outcome.code == 2
         assert "refuses this training: Dataset not found" in outcome.err
 
+    def test_from_another_folder_than_the_one_where_it_was_imported(self, desk, classic_dense, command, monkeypatch):
+        """YOLOv5 finds its default files relative to the working directory of its import."""
+        data = write_yaml(desk / "none.yaml", {"path": str(desk), "train": "a", "val": "b", "names": ["disc"]})
+        words = ["--weights", classic_dense, "--data", data, "--project", desk / "runs", *TINY]
+        for folder in (desk / "a", desk / "a" / "b" / "c"):
+            folder.mkdir(parents=True)
+            monkeypatch.chdir(folder)
+            assert "refuses this training: Dataset not found" in command("yolov5", "train", "--pypi", *words).err
+
     def test_a_yaml_with_a_slim_checkpoint(self, desk, data, classic_dense, command, refused):
         words = ["--weights", classic_dense, "--out", "slim.pt", "--target-macs", 0.5, "--imgsz", 64]
         assert command("yolov5", "prune", "--pypi", *words).code == 0

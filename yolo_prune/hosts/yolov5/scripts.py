@@ -33,6 +33,7 @@ def prepared(classic: Classic, script: Any, words: Sequence[str]) -> Iterator[No
     modules = [script, classic.module("utils.downloads"), classic.module("models.common")]
     with contextlib.ExitStack() as stack:
         stack.enter_context(arguments(Path(script.__file__), words))
+        stack.enter_context(replaced(script, ROOT=classic.root))  # its own is relative to where it was imported
         stack.enter_context(restricted(classic))
         stack.enter_context(also_named({name: classic.module(name) for name in TOP_LEVEL}))
         for module in modules:
