@@ -14,13 +14,8 @@ from torch import nn
 
 from yolo_prune.channels import trace
 from yolo_prune.errors import ConfigError
-from yolo_prune.methods.slimming import (
-    AutoStrength,
-    ScalePenalty,
-    channel_scales,
-    penalised_channels,
-    schedule_factor,
-)
+from yolo_prune.methods.slimming import ScalePenalty, channel_scales, penalised_channels
+from yolo_prune.methods.strength import AutoStrength, schedule_factor
 
 LR, STRENGTH = 0.125, 0.25
 """Powers of two: products of them are exact in every float type."""
@@ -58,6 +53,14 @@ def penalty_on(model: nn.Module, mode: str = "proximal") -> ScalePenalty:
     return ScalePenalty(graph, dict(model.named_parameters()), penalised_channels(graph), mode=mode)
 
 
+def attached(model: nn.Module, optimizer: torch.optim.Optimizer, mode: str = "proximal") -> ScalePenalty:
+    """Hook an optimizer of the toy by a penalty of the usual strength."""
+    penalty = penalty_on(model, mode)
+    penalty.strength = STRENGTH
+    penalty.attach(optimizer)
+    return penalty
+
+
 def scales_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if name.endswith("bn.weight")}
 
@@ -68,9 +71,7 @@ class TestWhatIsPenalised:
         model = network()
         before = scales_of(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-        penalty = penalty_on(model)
-        penalty.strength = STRENGTH
-        penalty.attach(optimizer)
+        attached(model, optimizer)
         optimizer.step()
         after = scales_of(model)
         assert torch.equal(before["last_bn.weight"], after["last_bn.weight"])
@@ -81,9 +82,7 @@ class TestWhatIsPenalised:
         model = network()
         others = {name: p.detach().clone() for name, p in model.named_parameters() if not name.endswith("bn.weight")}
         optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-        penalty = penalty_on(model)
-        penalty.strength = STRENGTH
-        penalty.attach(optimizer)
+        attached(model, optimizer)
         optimizer.step()
         assert all(torch.equal(dict(model.named_parameters())[name], value) for name, value in others.items())
 
@@ -98,9 +97,7 @@ class TestWhatIsPenalised:
         model.inner_bn.weight.requires_grad = False
         before = model.inner_bn.weight.clone()
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=LR)
-        penalty = penalty_on(model)
-        penalty.strength = STRENGTH
-        penalty.attach(optimizer)
+        penalty = attached(model, optimizer)
         optimizer.step()
         assert torch.equal(model.inner_bn.weight, before)
         channels = penalty.graph.axes["inner_bn.weight", 0].channels
@@ -114,9 +111,7 @@ class TestProximal:
         model = network()
         before = scales_of(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-        penalty = penalty_on(model)
-        penalty.strength = STRENGTH
-        penalty.attach(optimizer)
+        attached(model, optimizer)
         optimizer.step()
         after, shrink = scales_of(model), LR * STRENGTH
         inner = before["inner_bn.weight"]
@@ -146,9 +141,7 @@ class TestProximal:
         model = network()
         before = scales_of(model)["inner_bn.weight"].abs()
         steps = optimizer(model.parameters(), lr=LR, weight_decay=0.0)
-        penalty = penalty_on(model)
-        penalty.strength = STRENGTH
-        penalty.attach(steps)
+        attached(model, steps)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         steps.step()
@@ -160,9 +153,7 @@ class TestProximal:
         before = scales_of(model)["inner_bn.weight"].abs()
         rest = [p for p in model.parameters() if p is not model.inner_bn.weight]
         optimizer = torch.optim.SGD([{"params": rest, "lr": 1.0}, {"params": [model.inner_bn.weight], "lr": LR}])
-        penalty = penalty_on(model)
-        penalty.strength = STRENGTH
-        penalty.attach(optimizer)
+        attached(model, optimizer)
         optimizer.step()
         moved = before - scales_of(model)["inner_bn.weight"].abs()
         torch.testing.assert_close(moved, torch.minimum(before, torch.tensor(LR * STRENGTH)), rtol=0, atol=1e-7)
@@ -223,9 +214,7 @@ class TestSubgradient:
         model = network()
         before = scales_of(model)
         training = MicroBatches(model)
-        penalty = penalty_on(model, "subgradient")
-        penalty.strength = STRENGTH
-        penalty.attach(training.optimizer)
+        penalty = attached(model, training.optimizer, "subgradient")
         training.step(0.0)
         inner = before["inner_bn.weight"]
         assert torch.equal(scales_of(model)["inner_bn.weight"], inner - LR * STRENGTH * inner.sign())
@@ -257,9 +246,7 @@ class TestSubgradient:
         model = network()
         before = scales_of(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=LR, fused=True)
-        penalty = penalty_on(model, mode)
-        penalty.strength = STRENGTH
-        penalty.attach(optimizer)
+        penalty = attached(model, optimizer, mode)
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, float("inf"))
         optimizer.found_inf = torch.ones(1)
@@ -272,9 +259,7 @@ class TestSubgradient:
         with torch.no_grad():
             model.inner_bn.weight[0] = 0.0
         optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-        penalty = penalty_on(model, "subgradient")
-        penalty.strength = STRENGTH
-        penalty.attach(optimizer)
+        attached(model, optimizer, "subgradient")
         optimizer.step()
         assert model.inner_bn.weight[0] == 0.0
         assert model.inner_bn.weight.isfinite().all()
@@ -309,9 +294,7 @@ class TestWhatItReports:
         model = network()
         before = scales_of(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-        penalty = penalty_on(model)
-        penalty.strength = STRENGTH
-        penalty.attach(optimizer)
+        penalty = attached(model, optimizer)
         penalty.attach(torch.optim.SGD(model.parameters(), lr=LR))  # as after surgery: the first is let go
         optimizer.step()
         assert all(torch.equal(before[name], value) for name, value in scales_of(model).items())

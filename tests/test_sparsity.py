@@ -169,14 +169,14 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("word", "said"),
         [
-            ("sparsity=-1", "sparsity=-1.0"),
-            ("sparsity=0", "sparsity=0.0"),
-            ("sparsity=nan", "sparsity=nan"),
-            ("sparsity=much", "sparsity=much"),
-            ("sparsity_mode=lasso", "sparsity_mode=lasso"),
-            ("sparsity_schedule=step", "sparsity_schedule=step"),
-            ("sparsity_scope=[tail]", "sparsity_scope=tail"),
-            ("sparsity_share=1.5", "sparsity_share=1.5"),
+            ("sparsity=-1", "sparsity strength -1"),
+            ("sparsity=0", "sparsity strength 0"),
+            ("sparsity=nan", "sparsity strength nan"),
+            ("sparsity=much", "sparsity strength 'much'"),
+            ("sparsity_mode=lasso", "unknown sparsity_mode 'lasso'"),
+            ("sparsity_schedule=step", "unknown sparsity_schedule 'step'"),
+            ("sparsity_scope=[tail]", "unknown sparsity_scope 'tail'"),
+            ("sparsity_share=1.5", "sparsity share 1.5"),
         ],
     )
     def test_values_out_of_range(self, command, dense_checkpoint, tiny_data, word, said):
@@ -252,8 +252,12 @@ def epoch_health(**values: Any) -> EpochHealth:
 def test_processes_without_metrics_are_left_in_peace() -> None:
     """On several GPUs the host's trainer has metrics in its first process only."""
     training = SparsityTraining(SparsityOptions(strength=1.0))
-    training._run = object()
-    training.tell_loggers(SimpleNamespace(metrics=None))
+    training._run = SimpleNamespace(figures=lambda: {"sparsity/silent": 0.5})
+    first, other = SimpleNamespace(metrics={"fitness": 1.0}), SimpleNamespace(metrics=None)
+    for trainer in (first, other):
+        training.tell_loggers(trainer)
+    assert first.metrics == {"fitness": 1.0, "sparsity/silent": 0.5}
+    assert other.metrics is None
 
 
 class TestWarnings:
@@ -280,5 +284,5 @@ class TestWarnings:
 
 
 def test_options_are_refused_where_they_are_made() -> None:
-    with pytest.raises(ConfigError, match="sparsity_scope="):
+    with pytest.raises(ConfigError, match="sparsity scope"):
         SparsityOptions(scope=())

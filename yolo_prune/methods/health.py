@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from yolo_prune.channels import BoolArray, ChannelGraph
+from yolo_prune.files import new_file
 from yolo_prune.importance.base import FloatArray
 
 SILENT = 0.01
@@ -147,3 +151,37 @@ def warnings_of(history: list[EpochHealth], groups: list[GroupHealth]) -> list[s
             "prune with max_fraction below 0.9, or leave them out with sparsity_scope"
         )
     return found
+
+
+class HealthTable:
+    """One row for every group and epoch, in a CSV file.
+
+    Args:
+        path: The file.
+    """
+
+    HEAD = ("epoch", "group", "width", *(f"q{round(100 * q):02d}" for q in QUANTILES), "silent", "pull")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[tuple[Any, ...]] = []
+
+    def load(self, done: int) -> None:
+        """Read the rows of the epochs that are done."""
+        if self.path.is_file():
+            with self.path.open(newline="", encoding="utf-8") as stream:
+                self.rows = [tuple(row) for row in list(csv.reader(stream))[1:] if int(row[0]) <= done]
+
+    def add(self, epoch: int, groups: list[GroupHealth]) -> None:
+        """Add an epoch; rows of an earlier try at it go."""
+        self.rows = [row for row in self.rows if int(row[0]) < epoch]
+        for group in groups:
+            figures = [f"{value:.6g}" for value in (*group.quantiles, group.silent, group.pull)]
+            self.rows.append((epoch, group.group, group.width, *figures))
+
+    def write(self) -> None:
+        """Write the file, completely or not at all."""
+        buffer = io.StringIO()
+        csv.writer(buffer).writerows([self.HEAD, *self.rows])
+        with new_file(self.path, replace=True) as temporary:
+            temporary.write_text(buffer.getvalue(), encoding="utf-8")

@@ -10,10 +10,9 @@ the AMP scale, shrunk by the clip and counted once per micro-batch. So it hooks 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,30 +22,13 @@ from torch.optim import Optimizer
 from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
 from yolo_prune.errors import ConfigError
 from yolo_prune.importance.base import FloatArray, scale_axes, scales
-
-Mode: TypeAlias = Literal["proximal", "subgradient"]
-Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
-
-MODES: tuple[str, ...] = get_args(Mode)
-SCHEDULES: tuple[str, ...] = get_args(Schedule)
+from yolo_prune.methods.strength import Mode
 
 ADAPTIVE = (torch.optim.Adam, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop)
 """Optimizers that divide by the gradient's own size (AdamW is an Adam): a subgradient of any strength moves alike."""
 
 TINY = float(np.finfo(np.float32).tiny)
 """Keeps 0 / 0 from being NaN."""
-
-
-def schedule_factor(schedule: Schedule, progress: float) -> float:
-    """Return the share of the full strength that applies at a point of the training.
-
-    Args:
-        schedule: `constant` stays at 1; `linear` and `cosine` fall to 0.
-        progress: Share of the training that is done, 0 to 1.
-    """
-    if schedule == "linear":
-        return 1.0 - progress
-    return 0.5 * (1.0 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0
 
 
 def penalised_channels(graph: ChannelGraph, groups: Iterable[int] | None = None) -> BoolArray:
@@ -152,6 +134,12 @@ class ScalePenalty:
         values = [self._optimizer.param_groups[index].get(key, 0.0) for index in entries.param_groups]
         return float(np.average(values, weights=entries.sizes))
 
+    def momentum_gain(self) -> float:
+        """Return by what momentum multiplies a gradient in the long run; the proximal step is behind it."""
+        if self.mode == "proximal":
+            return 1.0
+        return 1.0 / (1.0 - min(self.mean_setting("momentum"), 0.999))
+
     def detach(self) -> None:
         """Let the optimizer go."""
         for handle in self._handles:
@@ -239,6 +227,21 @@ class ScalePenalty:
         return result
 
 
+@torch.no_grad()
+def carry_zeros(graph: ChannelGraph, current: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> None:
+    """Make scales of a moving average zero, in place, where those of the network are.
+
+    The average of a scale that became zero late is not zero for long, and checkpoints hold the average.
+
+    Args:
+        graph: Channel graph of the network.
+        current: The network's parameters by name.
+        average: The average's.
+    """
+    for name, _ in scale_axes(graph):
+        average[name].mul_(current[name] != 0)
+
+
 def _skipped(optimizer: Optimizer) -> bool:
     """Return whether a step does nothing: a fused optimizer is called even if AMP found overflowing gradients."""
     found = getattr(optimizer, "found_inf", None)
@@ -257,40 +260,3 @@ def channel_scales(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> FloatA
         np.add.at(members, channels, 1)
     with np.errstate(invalid="ignore"):
         return np.sqrt(squares / members)
-
-
-@dataclass(frozen=True)
-class AutoStrength:
-    """The strength that lets a share of the channels reach zero by the end of the training.
-
-    With nothing against it a scale moves by `s * sum(lr)`, times `1 / (1 - momentum)` for a subgradient. The loss pulls
-    back, so after each epoch the strength is set anew from what is left to move, what is left of the learning rates,
-    and the share of the last epoch's movement that arrived.
-
-    Attributes:
-        share: Share of the penalised channels that shall reach zero.
-    """
-
-    share: float = 0.5
-
-    def wish(self, norms: FloatArray) -> float:
-        """Return how far a channel has to move so that the share of all moves to zero.
-
-        Args:
-            norms: The penalised channels' scales, shape (penalised,).
-        """
-        return float(np.quantile(norms, self.share))
-
-    def strength(self, distance: float, lr_left: float, *, arrived: float = 1.0) -> float:
-        """Return the strength that covers a distance.
-
-        Args:
-            distance: How far scales have to move.
-            lr_left: Sum of the learning rates of the steps to come, times what momentum adds.
-            arrived: Share of the nominal movement that is seen.
-        """
-        return distance / (max(lr_left, 1e-12) * min(max(arrived, MOST_RESISTANCE), 1.0))
-
-
-MOST_RESISTANCE = 0.1
-"""Least share of the nominal movement that is believed, so that one epoch of standstill multiplies by ten at most."""

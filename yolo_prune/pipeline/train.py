@@ -6,21 +6,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from yolo_prune.allocation import PATHS, Constraints
-from yolo_prune.configuration import json_setting, setting
+from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.slim import is_slim
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, read_data, require_kpt_shape, require_split
 from yolo_prune.hosts.ultralytics.gradual import GradualOptions, GradualPruning, gradual_options_of
-from yolo_prune.hosts.ultralytics.sparsity import SCOPES, Scope, SparsityOptions, SparsityTraining, options_of
+from yolo_prune.hosts.ultralytics.sparsity import SCOPES, SparsityOptions, SparsityTraining, options_of
 from yolo_prune.hosts.ultralytics.trainer import read_stock_yaml, require_stock_values, train
 from yolo_prune.importance import CRITERIA
 from yolo_prune.methods.gradual import PruningSchedule
-from yolo_prune.methods.slimming import MODES, SCHEDULES, Mode, Schedule
+from yolo_prune.methods.strength import MODES, SCHEDULES, strength_of
 from yolo_prune.report import render
 from yolo_prune.report.scales import draw_scales
 
@@ -134,15 +134,15 @@ def sparsity_options(config: TrainConfig) -> SparsityOptions | None:
     if config.sparsity is None:
         _require_unset(config, ("sparsity_mode", "sparsity_schedule", "sparsity_scope", "sparsity_share"), "sparsity")
         return None
-    try:
-        strength = None if config.sparsity == "auto" else float(config.sparsity)
-    except ValueError:
-        raise ConfigError(f"sparsity={config.sparsity}", expected="a number above 0, or auto") from None
+    require_choice("sparsity_mode", config.sparsity_mode, MODES)
+    require_choice("sparsity_schedule", config.sparsity_schedule, SCHEDULES)
+    for part in config.sparsity_scope:
+        require_choice("sparsity_scope", part, SCOPES)
     return SparsityOptions(
-        strength=strength,
-        mode=cast(Mode, config.sparsity_mode),
-        schedule=cast(Schedule, config.sparsity_schedule),
-        scope=cast(tuple[Scope, ...], tuple(config.sparsity_scope)),
+        strength=strength_of(config.sparsity),
+        mode=config.sparsity_mode,  # type: ignore[arg-type]  # checked above, like the next two
+        schedule=config.sparsity_schedule,  # type: ignore[arg-type]
+        scope=tuple(config.sparsity_scope),  # type: ignore[arg-type]
         share=config.sparsity_share,
     )
 

@@ -14,9 +14,8 @@ from yolo_prune.flags import parse_flags
 from yolo_prune.hosts.yolov5 import checkpoints, surgery
 from yolo_prune.hosts.yolov5.scripts import run_script
 from yolo_prune.hosts.yolov5.source import Classic, installed, repository
-from yolo_prune.hosts.yolov5.sparsity import Sparsity
 from yolo_prune.hosts.yolov5.trainer import train
-from yolo_prune.methods.slimming import MODES, SCHEDULES
+from yolo_prune.methods.strength import MODES, SCHEDULES, Sparsity, strength_of
 from yolo_prune.pipeline.pruning import PruneConfig, PruneResult, PruningHost, prune_with
 
 
@@ -166,8 +165,5 @@ def sparsity_of(config: ClassicTrainConfig) -> Sparsity | None:
     require_choice("--sparsity-schedule", config.sparsity_schedule, SCHEDULES)
     if config.sparsity is None:
         return None
-    try:
-        strength = None if config.sparsity == "auto" else float(config.sparsity)
-    except ValueError as error:
-        raise ConfigError(f"--sparsity {config.sparsity}", expected="a positive number, or auto") from error
-    return Sparsity(strength=strength, mode=config.sparsity_mode, schedule=config.sparsity_schedule)  # type: ignore[arg-type]
+    strength, mode, schedule = strength_of(config.sparsity), config.sparsity_mode, config.sparsity_schedule
+    return Sparsity(strength=strength, mode=mode, schedule=schedule)  # type: ignore[arg-type]  # checked above

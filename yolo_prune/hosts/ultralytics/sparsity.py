@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -13,36 +11,25 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import torch
-from torch import nn
 from ultralytics.utils import LOGGER, RANK
 
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.errors import ConfigError
-from yolo_prune.files import new_file, write_json
+from yolo_prune.files import write_json
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.hosts.ultralytics.trainer import network_of
-from yolo_prune.importance.base import FloatArray, scale_axes
+from yolo_prune.importance.base import FloatArray
 from yolo_prune.methods.health import (
-    QUANTILES,
     SILENT,
     EpochHealth,
     GroupHealth,
+    HealthTable,
     group_health,
     macs_without,
     warnings_of,
 )
-from yolo_prune.methods.slimming import (
-    MODES,
-    SCHEDULES,
-    AutoStrength,
-    Mode,
-    ScalePenalty,
-    Schedule,
-    channel_scales,
-    penalised_channels,
-    schedule_factor,
-)
+from yolo_prune.methods.slimming import ScalePenalty, carry_zeros, channel_scales, penalised_channels
+from yolo_prune.methods.strength import AutoStrength, Sparsity, schedule_factor
 
 Scope: TypeAlias = Literal["backbone", "neck", "head"]
 SCOPES: tuple[Scope, ...] = ("backbone", "neck", "head")
@@ -54,38 +41,22 @@ BINS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparsityOptions:
-    """How scales are penalised.
+class SparsityOptions(Sparsity):
+    """How scales are penalised, and where.
 
     Attributes:
-        strength: s; None chooses and adapts it, so that `share` of the penalised channels reach zero.
-        mode: See `methods.slimming.ScalePenalty`.
-        schedule: How the strength decays over the training.
         scope: Parts of the network whose groups are penalised.
-        share: See `strength`.
 
     Raises:
         ConfigError: A value that is out of range or unknown.
     """
 
-    strength: float | None = None
-    mode: Mode = "proximal"
-    schedule: Schedule = "constant"
     scope: tuple[Scope, ...] = SCOPES
-    share: float = 0.5
 
     def __post_init__(self) -> None:
-        for key, value, known in (
-            ("sparsity_mode", (self.mode,), MODES),
-            ("sparsity_schedule", (self.schedule,), SCHEDULES),
-            ("sparsity_scope", self.scope, SCOPES),
-        ):
-            if not value or not set(value) <= set(known):
-                raise ConfigError(f"{key}={','.join(value)}", expected=f"one of {', '.join(known)}")
-        if self.strength is not None and not 0.0 < self.strength < float("inf"):
-            raise ConfigError(f"sparsity={self.strength}", expected="a number above 0, or auto")
-        if not 0.0 < self.share < 1.0:
-            raise ConfigError(f"sparsity_share={self.share}", expected="a number above 0 and below 1")
+        super().__post_init__()
+        if not self.scope or not set(self.scope) <= set(SCOPES):
+            raise ConfigError(f"sparsity scope [{','.join(self.scope)}]", expected=f"some of {', '.join(SCOPES)}")
 
 
 @dataclass
@@ -150,9 +121,10 @@ class _Run:
 
     def __init__(self, options: SparsityOptions, trainer: Any) -> None:
         self.options, self.auto = options, AutoStrength(share=options.share)
+        self.imgsz_px = int(trainer.args.imgsz)
         self.history: list[EpochHealth] = []
         self.penalty = self._penalty_on(trainer)
-        self.table = _Table(trainer.save_dir / TABLE)
+        self.table = HealthTable(trainer.save_dir / TABLE)
         self.lr_sums = learning_rates(trainer, initial=self.penalty.mean_setting("initial_lr"))
         record = _read(trainer.save_dir / RECORD) if trainer.resume else None
         if record is None:
@@ -207,19 +179,13 @@ class _Run:
             return self.options.strength
         left = range(trainer.epoch, trainer.epochs)
         factors = [schedule_factor(self.options.schedule, epoch / trainer.epochs) for epoch in left]
-        reach = float(np.dot(self.lr_sums[trainer.epoch : trainer.epochs], factors)) * self._momentum_gain()
+        reach = float(np.dot(self.lr_sums[trainer.epoch : trainer.epochs], factors)) * self.penalty.momentum_gain()
         last = self.history[-1]
         return self.auto.strength(last.distance, reach, arrived=last.arrived)
 
-    def _momentum_gain(self) -> float:
-        """Return by what momentum multiplies a gradient in the long run; the proximal step is behind it."""
-        if self.options.mode == "proximal":
-            return 1.0
-        return 1.0 / (1.0 - min(self.penalty.mean_setting("momentum"), 0.999))
-
     def _plan(self, trainer: Any) -> str:
         chosen, last = int(self.penalty.chosen.sum()), self.history[-1]
-        budget = self.penalty.strength * float(self.lr_sums[trainer.epoch :].sum()) * self._momentum_gain()
+        budget = self.penalty.strength * float(self.lr_sums[trainer.epoch :].sum()) * self.penalty.momentum_gain()
         how = "auto" if self.options.strength is None else "given"
         return (
             f"sparsity: strength {self.penalty.strength:.3g} ({how}, {self.options.mode}, {self.options.schedule}) on "
@@ -230,7 +196,8 @@ class _Run:
     def end_epoch(self, trainer: Any) -> None:
         """Carry zeros into the EMA, which lags behind; measure, write, warn."""
         if trainer.ema is not None:
-            carry_zeros(self.graph, self.network, network_of(trainer.ema.ema))
+            average = network_of(trainer.ema.ema)
+            carry_zeros(self.graph, dict(self.network.named_parameters()), dict(average.named_parameters()))
         groups = self._measure(epoch=trainer.epoch + 1, base=self.penalty.strength)
         self._write(trainer)
         if RANK in {-1, 0}:
@@ -243,7 +210,7 @@ class _Run:
         silent = chosen & (np.nan_to_num(norms, nan=np.inf) < self.below)
         groups = group_health(self.graph, chosen, norms, self.penalty.mean_gradient(), strength=base, below=self.below)
         distance = self.auto.wish(norms[chosen])
-        nominal = base * self.penalty.lr_sum * self._momentum_gain()
+        nominal = base * self.penalty.lr_sum * self.penalty.momentum_gain()
         moved = self.history[-1].distance - distance if self.history else 0.0
         pulls = [group.pull for group in groups if np.isfinite(group.pull)]
         self.history.append(
@@ -251,7 +218,7 @@ class _Run:
                 epoch=epoch,
                 strength=base,
                 silent=float(silent.sum() / chosen.sum()),
-                macs=macs_without(self.graph, silent, imgsz_px=640),
+                macs=macs_without(self.graph, silent, imgsz_px=self.imgsz_px),
                 distance=distance,
                 nominal=nominal,
                 arrived=moved / nominal if nominal else 1.0,
@@ -288,36 +255,6 @@ class _Run:
         self.table.write()
 
 
-class _Table:
-    """One row for every group and epoch, in a CSV file."""
-
-    HEAD = ("epoch", "group", "width", *(f"q{round(100 * q):02d}" for q in QUANTILES), "silent", "pull")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[tuple[Any, ...]] = []
-
-    def load(self, done: int) -> None:
-        """Read the rows of the epochs that are done."""
-        if self.path.is_file():
-            with self.path.open(newline="", encoding="utf-8") as stream:
-                self.rows = [tuple(row) for row in list(csv.reader(stream))[1:] if int(row[0]) <= done]
-
-    def add(self, epoch: int, groups: list[GroupHealth]) -> None:
-        """Add an epoch; rows of an earlier try at it go."""
-        self.rows = [row for row in self.rows if int(row[0]) < epoch]
-        for group in groups:
-            figures = [f"{value:.6g}" for value in (*group.quantiles, group.silent, group.pull)]
-            self.rows.append((epoch, group.group, group.width, *figures))
-
-    def write(self) -> None:
-        """Write the file, completely or not at all."""
-        buffer = io.StringIO()
-        csv.writer(buffer).writerows([self.HEAD, *self.rows])
-        with new_file(self.path, replace=True) as temporary:
-            temporary.write_text(buffer.getvalue(), encoding="utf-8")
-
-
 def groups_in(graph: ChannelGraph, network: Any, scope: tuple[Scope, ...]) -> list[int]:
     """Return the indices of the groups whose first producer lies in some parts of a network.
 
@@ -330,17 +267,6 @@ def groups_in(graph: ChannelGraph, network: Any, scope: tuple[Scope, ...]) -> li
         return "head" if layer == last else "backbone" if layer < backbone else "neck"
 
     return [index for index in graph.free_groups() if part(graph.groups[index].name) in scope]
-
-
-@torch.no_grad()
-def carry_zeros(graph: ChannelGraph, network: nn.Module, average: nn.Module) -> None:
-    """Make scales of an average zero, in place, where those of the network are.
-
-    A moving average of a scale that became zero late is not zero yet, and checkpoints hold the average.
-    """
-    current, averaged = dict(network.named_parameters()), dict(average.named_parameters())
-    for name, _ in scale_axes(graph):
-        averaged[name].mul_(current[name] != 0)
 
 
 def learning_rates(trainer: Any, *, initial: float) -> FloatArray:

@@ -14,50 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_json
 from yolo_prune.hosts.yolov5.surgery import trace_model
-from yolo_prune.importance.base import FloatArray, scale_axes
-from yolo_prune.methods.slimming import (
-    AutoStrength,
-    Mode,
-    ScalePenalty,
-    Schedule,
-    channel_scales,
-    penalised_channels,
-    schedule_factor,
-)
+from yolo_prune.importance.base import FloatArray
+from yolo_prune.methods.slimming import ScalePenalty, carry_zeros, channel_scales, penalised_channels
+from yolo_prune.methods.strength import AutoStrength, Sparsity, schedule_factor
 from yolo_prune.surgery.copying import copied
 
 RECORD = "sparsity.json"
 """The record's name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sparsity:
-    """How a training is made sparse.
-
-    Attributes:
-        strength: s of the penalty; None: chosen after each epoch, so that half of the channels reach zero.
-        mode: See `ScalePenalty`.
-        schedule: See `schedule_factor`.
-    """
-
-    strength: float | None
-    mode: Mode = "proximal"
-    schedule: Schedule = "constant"
-
-    def __post_init__(self) -> None:
-        if self.strength is not None and not (math.isfinite(self.strength) and self.strength > 0):
-            raise ConfigError(
-                f"sparsity strength {self.strength:g}",
-                expected="a positive number, such as 0.001, or auto",
-                remedy="leave --sparsity out to train without the penalty",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +89,7 @@ class SparsityRun:
         # A killed run may have recorded an epoch whose checkpoint was never written.
         self.history = [record for record in read_record(folder)[1] if record.epoch < course.start]
         self.epoch = course.start
-        self._auto, self._in_epoch = AutoStrength(), False
+        self._auto, self._in_epoch = AutoStrength(share=sparsity.share), False
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Hook the optimizer of a model; its channel graph is traced on a copy, wherever the model is.
@@ -161,7 +130,7 @@ class SparsityRun:
         """Write down what the epoch did."""
         norms, penalty = self._norms(), self.penalty
         self._count_steps()
-        nominal = self._nominal * self._momentum_gain()
+        nominal = self._nominal * self.penalty.momentum_gain()
         moved = self._distance - self._auto.wish(norms)
         self.history.append(
             EpochRecord(
@@ -182,12 +151,9 @@ class SparsityRun:
         self._nominal += self.penalty.strength * (self.penalty.lr_sum - self._counted)
         self._counted = self.penalty.lr_sum
 
-    @torch.no_grad()
     def carry_zeros(self, average: nn.Module) -> None:
-        """Make scales that are zero in the trained model zero in its moving average, where they would fade for long."""
-        averages = dict(average.named_parameters())
-        for name, _ in scale_axes(self.graph):
-            averages[name][self.parameters[name] == 0.0] = 0.0
+        """Make scales that are zero in the trained model zero in its moving average."""
+        carry_zeros(self.graph, self.parameters, dict(average.named_parameters()))
 
     def write(self) -> None:
         """Write the record."""
@@ -205,11 +171,12 @@ class SparsityRun:
     def _chosen_level(self) -> float:
         """Return the strength, before its schedule, that covers what is left; 0 in the first epoch, to measure it."""
         to_come = range(self.epoch, self.course.epochs)
-        lr_left = sum(self._expected_lr_sum(epoch) * self._factor(epoch) for epoch in to_come) * self._momentum_gain()
+        lr_left = sum(self._expected_lr_sum(epoch) * self._factor(epoch) for epoch in to_come)
         if not lr_left:
             return 0.0
         last = self.history[-1]
-        return self._auto.strength(self._distance, lr_left, arrived=last.arrived if last.strength else 1.0)
+        arrived = last.arrived if last.strength else 1.0
+        return self._auto.strength(self._distance, lr_left * self.penalty.momentum_gain(), arrived=arrived)
 
     def _expected_lr_sum(self, epoch: int) -> float:
         """Return the sum of the learning rates of an epoch with as many steps as the last one; 0 before the first."""
@@ -218,12 +185,6 @@ class SparsityRun:
         last = self.history[-1]
         initial = max(group.get("initial_lr", group["lr"]) for group in self.optimizer.param_groups)
         return last.steps * initial * self.course.mean_lr_factor(epoch, last.batches)
-
-    def _momentum_gain(self) -> float:
-        """Return by how much momentum multiplies a gradient that stays; the proximal step is outside of it."""
-        if self.sparsity.mode == "proximal":
-            return 1.0
-        return 1.0 / (1.0 - float(self.optimizer.param_groups[0].get("momentum", 0.0)))
 
 
 def read_record(folder: Path) -> tuple[Sparsity | None, list[EpochRecord]]:

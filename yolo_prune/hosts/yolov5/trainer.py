@@ -23,7 +23,8 @@ from yolo_prune.hosts.yolov5.reading import load
 from yolo_prune.hosts.yolov5.scripts import prepared
 from yolo_prune.hosts.yolov5.shims import replaced
 from yolo_prune.hosts.yolov5.source import Classic
-from yolo_prune.hosts.yolov5.sparsity import RECORD, Course, Sparsity, SparsityRun, read_record
+from yolo_prune.hosts.yolov5.sparsity import RECORD, Course, SparsityRun, read_record
+from yolo_prune.methods.strength import Sparsity
 
 
 def train(classic: Classic, words: Sequence[str], sparsity: Sparsity | None) -> Path:
