@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from yolo_prune import __version__
 from yolo_prune.errors import VerificationError
 from yolo_prune.files import new_file
 from yolo_prune.plan import PrunePlan
+from yolo_prune.surgery.copying import copied
 
 MARKER = "yolo_prune"
 """Attribute of a slim model that carries its provenance: plain values only, so that it pickles no class of ours."""
@@ -51,6 +53,24 @@ def write_checkpoint(path: Path, content: Mapping[str, Any], *, replace: bool = 
     torch.save(dict(content), buffer)
     with new_file(path, replace=replace) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def slim_content(
+    slim: nn.Module, source: Checkpoint, plan: PrunePlan, *, dtype: torch.dtype, folded: bool
+) -> dict[str, Any]:
+    """Return what the checkpoints of both hosts hold of a slim model; each adds its own keys.
+
+    Args:
+        slim: The slim model; it is left as it is.
+        source: The checkpoint that it was cut from.
+        plan: The plan that was applied.
+        dtype: Type of the stored weights; the source's own loses nothing if weights were only selected.
+        folded: Whether constants of removed channels were folded in, for the record.
+    """
+    model = copied(slim).to(dtype)
+    setattr(model, MARKER, {**provenance(slim, source, plan), "folded": folded})
+    nothing = dict.fromkeys(("best_fitness", "ema", "updates", "optimizer"))  # no training is under way
+    return {"epoch": -1, "model": model, "date": datetime.now(timezone.utc).isoformat(), **nothing}
 
 
 def provenance(slim: nn.Module, source: Checkpoint, plan: PrunePlan) -> dict[str, Any]:

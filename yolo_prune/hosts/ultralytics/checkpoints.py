@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import re
 import zipfile
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,11 @@ from ultralytics.nn.tasks import BaseModel, torch_safe_load
 from yolo_prune.errors import CheckpointError
 from yolo_prune.files import sha256
 from yolo_prune.hosts.refusals import first_line, host_errors_as
-from yolo_prune.hosts.slim import MARKER, Checkpoint, provenance, write_checkpoint
+from yolo_prune.hosts.slim import Checkpoint, slim_content, write_checkpoint
 from yolo_prune.plan import PrunePlan
+
+LICENSE = "AGPL-3.0 (https://ultralytics.com/license)"
+"""What the host writes into its checkpoints."""
 
 SUPPORTED_TASKS = ("detect", "segment", "pose", "obb", "classify")
 """Tasks whose models can be pruned."""
@@ -97,21 +98,9 @@ def write_slim(
     Raises:
         OutputError: `path` exists or cannot be written.
     """
-    model = copy.deepcopy(slim).to(dtype)
-    setattr(model, MARKER, {**provenance(slim, source, plan), "folded": folded})
-    content = {
-        "epoch": -1,
-        "best_fitness": None,
-        "model": model,
-        "ema": None,
-        "updates": None,
-        "optimizer": None,
-        "train_args": source.train_args,
-        "date": datetime.now(timezone.utc).isoformat(),
-        "version": _host_version(),
-        "license": "AGPL-3.0 (https://ultralytics.com/license)",
-    }
-    write_checkpoint(path, content)
+    content = slim_content(slim, source, plan, dtype=dtype, folded=folded)
+    own = {"train_args": source.train_args, "version": _host_version(), "license": LICENSE}
+    write_checkpoint(path, {**content, **own})
 
 
 def is_fused(model: Any) -> bool:

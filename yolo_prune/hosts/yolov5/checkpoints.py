@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from torch import nn
 
 from yolo_prune.errors import CheckpointError
 from yolo_prune.files import sha256
-from yolo_prune.hosts.slim import MARKER, Checkpoint, provenance, write_checkpoint
+from yolo_prune.hosts.slim import Checkpoint, slim_content, write_checkpoint
 from yolo_prune.hosts.yolov5.reading import load
 from yolo_prune.hosts.yolov5.source import Classic
 from yolo_prune.plan import PrunePlan
@@ -49,20 +47,9 @@ def write_slim(
     Raises:
         OutputError: `path` exists or cannot be written.
     """
-    model = copy.deepcopy(slim).to(dtype).requires_grad_(False)
-    setattr(model, MARKER, {**provenance(slim, source, plan), "folded": folded})
-    content = {
-        "epoch": -1,
-        "best_fitness": None,
-        "model": model,
-        "ema": None,
-        "updates": None,
-        "optimizer": None,
-        "opt": source.train_args,
-        "git": None,
-        "date": datetime.now(timezone.utc).isoformat(),
-    }
-    write_checkpoint(path, content)
+    content = slim_content(slim, source, plan, dtype=dtype, folded=folded)
+    content["model"].requires_grad_(False)
+    write_checkpoint(path, {**content, "opt": source.train_args, "git": None})
 
 
 def require_trainable(model: nn.Module, path: Path) -> None:
