@@ -12,8 +12,10 @@ with other code of the engine are swept again. Several sweeps can share a folder
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -288,13 +290,22 @@ def _require_stock_agrees(checkpoint: Path, slim: Any, image: torch.Tensor) -> N
         raise ParityError("stock Ultralytics gives other outputs", expected="the same, bit for bit")
 
 
+class WithoutText(ast.NodeTransformer):
+    """Drops strings that stand alone: what they say changes nothing."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:  # ast's name
+        """Drop a docstring."""
+        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
+
+
+@functools.cache
 def engine_hash() -> str:
-    """Return a hash of the code that decides what is pruned and how."""
+    """Return a hash of the code that decides what is pruned and how, without its comments and docstrings."""
     digest = hashlib.sha256()
     for place in ENGINE:
         path = ROOT / "yolo_prune" / place
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.read_bytes())
+            digest.update(ast.dump(WithoutText().visit(ast.parse(file.read_bytes()))).encode())
     return digest.hexdigest()[:12]
 
 
