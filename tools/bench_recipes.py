@@ -45,6 +45,11 @@ RECORD = ROOT / "tools" / "records" / "recipes.jsonl"
 TRAINING = {"optimizer": "SGD", "lr0": 0.01, "cos_lr": True, "warmup_epochs": 1, "close_mosaic": 5, "plots": False}
 """The host's training keys of every recipe."""
 
+OUR_SETTINGS = {field.name for field in dataclasses.fields(TrainConfig)}
+
+CONTROLS = ("dense", "dense_often")
+"""Recipes that prune nothing: a budget is nothing to them."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class RecipesConfig:
@@ -88,7 +93,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Name of its folder."""
-        budget = "" if self.recipe == "dense" else f"-{self.budget:g}"
+        budget = "" if self.recipe in CONTROLS else f"-{self.budget:g}"
         return f"{self.base}-{self.recipe}{budget}-{self.epochs}"
 
 
@@ -114,7 +119,7 @@ def _grouped(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in records:
         cell = record["cell"]
-        budget = 1.0 if cell["recipe"] == "dense" else cell["budget"]
+        budget = 1.0 if cell["recipe"] in CONTROLS else cell["budget"]
         place = (cell["model"], cell["data"], cell["imgsz_px"], cell["batch"], cell["dense_epochs"])
         key = (*place, -budget, cell["epochs"], list(RECIPES).index(cell["recipe"]))
         groups.setdefault(key, []).append(record)
@@ -152,7 +157,7 @@ def bench(config: RecipesConfig) -> Cells:
         require_split(Path(config.data), split)
     cells = [
         Cell(
-            recipe=recipe, budget=1.0 if recipe == "dense" else budget, seed=seed, data=Path(config.data).parent.name,
+            recipe=recipe, budget=1.0 if recipe in CONTROLS else budget, seed=seed, data=Path(config.data).parent.name,
             model=Path(config.model).stem, imgsz_px=config.imgsz, batch=config.batch,
             dense_epochs=config.dense_epochs, epochs=config.epochs,
         )
@@ -242,7 +247,9 @@ class Laboratory:
             stock = {**TRAINING, "epochs": epochs, "imgsz": self.cell.imgsz_px, "seed": self.cell.seed}
             stock |= {"batch": self.cell.batch, "workers": self.config.workers, "device": self.config.device}
             stock |= {"project": str(folder.parent.absolute()), "name": name, "exist_ok": True, "verbose": False}
-            train_model(TrainConfig(model=str(model), data=self.config.data, **settings), stock)
+            ours = {key: value for key, value in settings.items() if key in OUR_SETTINGS}
+            stock |= {key: value for key, value in settings.items() if key not in OUR_SETTINGS}
+            train_model(TrainConfig(model=str(model), data=self.config.data, **ours), stock)
         self.curves[name] = _curve(folder / "results.csv")
         self.stages.append({"train": name, "epochs": epochs, **_plain(settings), **_sparsity(folder)})
         return folder / "weights" / "best.pt"

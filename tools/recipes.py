@@ -13,7 +13,8 @@ class Step:
 
     Attributes:
         verb: `train` or `prune`.
-        settings: Its settings, beside those that every cell has; from the epochs of the step and the budget.
+        settings: Its settings, beside those that every cell has; from the epochs of the step and the budget. A `train`
+            takes those of `yolo-prune train` and every training key of the host.
         share: Share of the recipe's epochs that a `train` takes.
     """
 
@@ -42,28 +43,35 @@ def cut_in_steps(share: float = 1.0, *, steps: int, until: float, **settings: An
     return Step(verb="train", share=share, settings=made)
 
 
+OFTEN = {"nbs": 16}
+"""An optimizer step every 16 images. The host gathers 64 by default, which leaves a small data set a hundred steps."""
+
 SPARSE = 0.4
 """Share of the epochs that sparsity training takes; the fine-tune after pruning has the rest."""
 
 
 def sparse(**sparsity: Any) -> list[Step]:
     """Sparsity training, pruning by what it did, fine-tune."""
-    return [tune(SPARSE, **sparsity), cut(criterion="bn_scale", allocation="global"), tune(1.0 - SPARSE)]
+    scales = cut(criterion="bn_scale", allocation="global")
+    return [tune(SPARSE, **sparsity, **OFTEN), scales, tune(1.0 - SPARSE, **OFTEN)]
 
 
 RECIPES: dict[str, list[Step]] = {
     "dense": [tune()],
+    "dense_often": [tune(**OFTEN)],
     "direct": [cut(allocation="uniform"), tune()],
-    "direct_global": [cut(allocation="global"), tune()],
-    "distilled": [cut(allocation="uniform"), tune(distill="dense")],
+    "direct_often": [cut(allocation="uniform"), tune(**OFTEN)],
+    "direct_global": [cut(allocation="global"), tune(**OFTEN)],
+    "distilled": [cut(allocation="uniform"), tune(distill="dense", **OFTEN)],
     "gradual": [cut_in_steps(steps=5, until=0.4)],
-    "gradual_soft": [cut_in_steps(steps=5, until=0.4, prune_soft=True)],
+    "gradual_often": [cut_in_steps(steps=5, until=0.4, **OFTEN)],
+    "gradual_soft": [cut_in_steps(steps=5, until=0.4, prune_soft=True, **OFTEN)],
     "gradual_sparse": [
-        cut_in_steps(steps=5, until=0.4, sparsity="auto", sparsity_share=0.3, sparsity_schedule="linear")
+        cut_in_steps(steps=5, until=0.4, sparsity="auto", sparsity_share=0.3, sparsity_schedule="linear", **OFTEN)
     ],
     "sparse_proximal_weak": sparse(sparsity="auto", sparsity_share=0.25),
     "sparse_proximal_strong": sparse(sparsity="auto", sparsity_share=0.5),
     "sparse_subgradient_weak": sparse(sparsity="auto", sparsity_share=0.25, sparsity_mode="subgradient"),
     "sparse_subgradient_strong": sparse(sparsity="auto", sparsity_share=0.5, sparsity_mode="subgradient"),
 }
-"""Every recipe by name. `dense` is the control: the dense checkpoint trained as long as the others."""
+"""Every recipe by name. `dense` and `dense_often` are the controls: the dense checkpoint trained as long as the others."""
