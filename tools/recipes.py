@@ -74,4 +74,4 @@ RECIPES: dict[str, list[Step]] = {
     "sparse_subgradient_weak": sparse(sparsity="auto", sparsity_share=0.25, sparsity_mode="subgradient"),
     "sparse_subgradient_strong": sparse(sparsity="auto", sparsity_share=0.5, sparsity_mode="subgradient"),
 }
-"""Every recipe by name. `dense` and `dense_often` are the controls: the dense checkpoint trained as long as the others."""
+"""Every recipe by name. Controls are `dense` and `dense_often`: the dense checkpoint trained as long as the others."""
