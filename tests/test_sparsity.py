@@ -28,11 +28,11 @@ from yolo_prune.hosts.ultralytics.sparsity import (
     SparsityOptions,
     SparsityTraining,
     groups_in,
-    learning_rates,
 )
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.methods.health import EpochHealth, GroupHealth, warnings_of
 from yolo_prune.methods.slimming import channel_scales, penalised_channels
+from yolo_prune.methods.sparsity import learning_rates
 from yolo_prune.report.scales import draw_scales
 
 SGD = ["optimizer=SGD", "lr0=0.01"]
@@ -222,14 +222,7 @@ class TestScope:
 class TestLearningRates:
     def test_of_a_schedule_with_warm_up_by_hand(self):
         """Ten batches an epoch, one epoch of warm-up from 0, in which the accumulation grows from 1 to 2."""
-        trainer = SimpleNamespace(
-            train_loader=range(10),
-            epochs=3,
-            accumulate=2,
-            lf=lambda epoch: 1.0 - epoch / 4,
-            _get_warmup_iterations=lambda batches: batches,
-        )
-        found = learning_rates(trainer, initial=0.1)
+        found = learning_rates(0.1, lambda epoch: 1.0 - epoch / 4, epochs=3, batches=10, warmup=10, accumulate=2)
         iterations = np.arange(10)
         warm = 0.1 * iterations / 10 / np.round(1 + iterations / 10)
         assert found == pytest.approx([warm.sum(), 10 * 0.075 / 2, 10 * 0.05 / 2], abs=1e-3)
@@ -252,7 +245,7 @@ def epoch_health(**values: Any) -> EpochHealth:
 def test_processes_without_metrics_are_left_in_peace() -> None:
     """On several GPUs the host's trainer has metrics in its first process only."""
     training = SparsityTraining(SparsityOptions(strength=1.0))
-    training._run = SimpleNamespace(figures=lambda: {"sparsity/silent": 0.5})
+    training._course = SimpleNamespace(figures=lambda: {"sparsity/silent": 0.5})
     first, other = SimpleNamespace(metrics={"fitness": 1.0}), SimpleNamespace(metrics=None)
     for trainer in (first, other):
         training.tell_loggers(trainer)

@@ -75,7 +75,7 @@ def record_of(run: Path) -> dict:
 
 
 def budget_of(runs: Path) -> float:
-    return STRENGTH * sum(epoch["lr_sum"] for epoch in record_of(runs / "sparse")["epochs"])
+    return sum(epoch["nominal"] for epoch in record_of(runs / "sparse")["epochs"])
 
 
 @pytest.mark.slow
@@ -92,6 +92,13 @@ class TestSparsity:
         assert torch.allclose(means, torch.tensor(budget), rtol=0.25)
         assert float(means.median()) == pytest.approx(budget, rel=0.02)
 
+    def test_health_is_told_as_with_the_other_host(self, runs):
+        """A row for every group and epoch; no trace of it where nothing is penalised."""
+        rows = (runs / "sparse" / "sparsity.csv").read_text().splitlines()
+        assert [sum(row.startswith(f"{epoch},") for row in rows) for epoch in range(3)] == [len(rows) // 3] * 3
+        assert not (runs / "sparse" / "sparsity.png").exists()  # --noplots
+        assert not list((runs / "plain").glob("sparsity*"))
+
     def test_all_else_follows_the_task(self, runs):
         start = [stored(runs / name / "weights" / "epoch1.pt") for name in ("plain", "sparse")]
         assert torch.equal(start[0].model[0].bn.weight, start[1].model[0].bn.weight)  # frozen
@@ -102,10 +109,10 @@ class TestSparsity:
 
     def test_auto_zeroes_its_share_and_the_average_has_the_zeros(self, tmp_path, data64, dense_classic):
         flags = ["--weights", dense_classic, "--epochs", 4, "--sparsity", "auto", "--save-period", 1]
-        trained(tmp_path, "auto", data64, *flags, "--sparsity-schedule", "cosine")
-        epochs = record_of(tmp_path / "auto")["epochs"]
-        assert epochs[0]["strength"] == 0.0
-        assert 0.4 <= epochs[-1]["zero_share"] <= 0.6
+        words = training_words(tmp_path, "auto", data64, *flags, "--sparsity-schedule", "cosine")
+        assert main([word for word in words if word != "--noplots"]) == 0
+        assert (tmp_path / "auto" / "sparsity.png").stat().st_size > 10_000
+        assert 0.4 <= record_of(tmp_path / "auto")["epochs"][-1]["silent"] <= 0.6
         raw, average = (scales_in(stored(tmp_path / "auto/weights/epoch3.pt", key)) for key in ("model", "ema"))
         zeros = {name: scale == 0 for name, scale in raw.items()}
         assert sum(int(part.sum()) for part in zeros.values()) > 1000
@@ -166,14 +173,14 @@ class TestFinetune:
         flags = ["--weights", slim_classic, "--epochs", 3, "--sparsity", STRENGTH, "--sparsity-schedule", "linear"]
         words = [str(TESTS / "killed_yolov5.py"), "1", *training_words(tmp_path, "killed", data64, *flags)]
         assert subprocess.run([sys.executable, *words], capture_output=True, check=False).returncode == -signal.SIGKILL
-        assert [epoch["epoch"] for epoch in record_of(tmp_path / "killed")["epochs"]] == [0]
+        assert [epoch["epoch"] for epoch in record_of(tmp_path / "killed")["epochs"]] == [0, 1]
         last = tmp_path / "killed" / "weights" / "last.pt"
         resume = ["yolov5", "train", "--pypi", "--resume", str(last)]
         assert main([*resume, "--sparsity", "5"]) == 2
         assert main(resume) == 0
         record = record_of(tmp_path / "killed")
-        assert record["settings"] == {"strength": STRENGTH, "mode": "proximal", "schedule": "linear"}
-        strengths = [epoch["strength"] for epoch in record["epochs"]]
+        assert record["options"] == {"strength": STRENGTH, "mode": "proximal", "schedule": "linear", "share": 0.5}
+        strengths = [epoch["strength"] for epoch in record["epochs"][1:]]
         assert strengths == pytest.approx([STRENGTH, STRENGTH * 2 / 3, STRENGTH / 3])
         assert widths(stored(last)) == widths(stored(slim_classic))
 

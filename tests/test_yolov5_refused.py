@@ -158,7 +158,6 @@ WRONG_TRAINING = {
         ["--sparsity", 1, "--sparsity-mode", "subgradient", "--optimizer", "AdamW"],
         "--sparsity-mode subgradient with --optimizer AdamW",
     ),
-    "auto with one epoch": (["--sparsity", "auto", "--epochs", 1], "--sparsity auto with one epoch"),
 }
 
 

@@ -17,6 +17,7 @@ from yolo_prune.hosts.yolov5.source import Classic, installed, repository
 from yolo_prune.hosts.yolov5.trainer import train
 from yolo_prune.methods.strength import MODES, SCHEDULES, Sparsity, strength_of
 from yolo_prune.pipeline.pruning import PruneConfig, PruneResult, PruningHost, prune_with
+from yolo_prune.report.scales import draw_scales
 
 
 @dataclass(kw_only=True)
@@ -35,6 +36,7 @@ class ClassicTrainConfig(CodeConfig):
     sparsity: str | None = setting(None, help="strength of the penalty on batch-norm scales, e.g. 0.001, or auto")
     sparsity_mode: str = setting("proximal", help=f"how it is applied: {', '.join(MODES)}")
     sparsity_schedule: str = setting("constant", help=f"how its strength changes: {', '.join(SCHEDULES)}")
+    sparsity_share: float = setting(0.5, help="share of the penalised channels that auto drives to zero")
 
 
 @dataclass(kw_only=True)
@@ -70,7 +72,7 @@ def classic_train(config: ClassicTrainConfig, words: Sequence[str]) -> ClassicRu
         YoloPruneError: Bad input.
     """
     sparsity = sparsity_of(config)
-    return ClassicRun(script="train", folder=train(code_of(config), words, sparsity))
+    return ClassicRun(script="train", folder=train(code_of(config), words, sparsity, draw=draw_scales))
 
 
 def classic_prune(config: ClassicPruneConfig, words: Sequence[str]) -> PruneResult:
@@ -165,5 +167,9 @@ def sparsity_of(config: ClassicTrainConfig) -> Sparsity | None:
     require_choice("--sparsity-schedule", config.sparsity_schedule, SCHEDULES)
     if config.sparsity is None:
         return None
-    strength, mode, schedule = strength_of(config.sparsity), config.sparsity_mode, config.sparsity_schedule
-    return Sparsity(strength=strength, mode=mode, schedule=schedule)  # type: ignore[arg-type]  # checked above
+    return Sparsity(
+        strength=strength_of(config.sparsity),
+        mode=config.sparsity_mode,  # type: ignore[arg-type]  # checked above, like the next
+        schedule=config.sparsity_schedule,  # type: ignore[arg-type]
+        share=config.sparsity_share,
+    )

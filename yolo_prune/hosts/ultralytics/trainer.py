@@ -27,6 +27,7 @@ from yolo_prune.hosts.slim import MARKER, is_slim, require_widths, widths
 from yolo_prune.hosts.ultralytics.checkpoints import is_fused, require_deployable, unpickle
 from yolo_prune.hosts.ultralytics.evaluation import require_kpt_shape
 from yolo_prune.hosts.ultralytics.refusals import training_refused
+from yolo_prune.methods.sparsity import forget_record
 
 Callback: TypeAlias = Callable[[Any], None]
 """Called by the host's trainer with itself."""
@@ -137,7 +138,8 @@ TRAINERS: dict[str, type[SlimTrainerMixin]] = {
 
 def forget_run(folder: Path) -> None:
     """Delete what an earlier run left in a folder that is used again: it would be taken for this run's state."""
-    for file in (folder / "sparsity.json", *folder.glob("pruning*.json")):
+    forget_record(folder)
+    for file in folder.glob("pruning*.json"):
         file.unlink(missing_ok=True)
 
 

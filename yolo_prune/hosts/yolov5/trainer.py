@@ -1,16 +1,16 @@
 """Classic training with our hooks: its own train.py, some of whose names stand for something else meanwhile.
 
 `Model` returns the slim network instead of building the dense one, `smart_optimizer` hooks the penalty, `ModelEMA`
-carries zeros, and `train`, which main() calls when all flags are read and a resumed run is found, sets these up.
+carries zeros, `create_dataloader` counts batches, and `train`, which main() calls when all flags are read and a resumed
+run is found, sets these up.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 from torch.optim import Optimizer
@@ -23,17 +23,21 @@ from yolo_prune.hosts.yolov5.reading import load
 from yolo_prune.hosts.yolov5.scripts import prepared
 from yolo_prune.hosts.yolov5.shims import replaced
 from yolo_prune.hosts.yolov5.source import Classic
-from yolo_prune.hosts.yolov5.sparsity import RECORD, Course, SparsityRun, read_record
+from yolo_prune.hosts.yolov5.sparsity import SparsityRun, sparsity_in
+from yolo_prune.methods.sparsity import PICTURE, forget_record, read_record
 from yolo_prune.methods.strength import Sparsity
 
+Draw: TypeAlias = Callable[[dict[str, Any], Path], None]
 
-def train(classic: Classic, words: Sequence[str], sparsity: Sparsity | None) -> Path:
+
+def train(classic: Classic, words: Sequence[str], sparsity: Sparsity | None, *, draw: Draw | None = None) -> Path:
     """Run the classic train.py.
 
     Args:
         classic: Its code.
         words: Its own flags.
         sparsity: The penalty, if any; a resumed run goes on with its own.
+        draw: Draws the picture of a sparsity training from its record and writes it to a path; no picture without.
 
     Returns:
         The folder of the run.
@@ -43,7 +47,7 @@ def train(classic: Classic, words: Sequence[str], sparsity: Sparsity | None) -> 
         CheckpointError: The weights cannot be read.
     """
     script = classic.module("train")
-    training = _Training(classic, script, sparsity)
+    training = _Training(classic, script, sparsity, draw)
     with prepared(classic, script, words):
         options = script.parse_opt()
         try:
@@ -70,10 +74,11 @@ class _Training:
         folder: The folder of the run.
     """
 
-    def __init__(self, classic: Classic, script: Any, sparsity: Sparsity | None) -> None:
-        self._classic, self._script, self._given = classic, script, sparsity
+    def __init__(self, classic: Classic, script: Any, sparsity: Sparsity | None, draw: Draw | None) -> None:
+        self._classic, self._script, self._given, self._draw = classic, script, sparsity, draw
         self._train, self._build = script.train, script.Model
         self._optimizer, self._average = script.smart_optimizer, script.ModelEMA
+        self._loader = script.create_dataloader
         self.begun, self.folder = False, Path()
         self._slim: nn.Module | None = None
         self._run: SparsityRun | None = None
@@ -89,12 +94,17 @@ class _Training:
         callbacks.register_action("on_train_start", "yolo_prune", self._begin)
         callbacks.register_action("on_fit_epoch_end", "yolo_prune", lambda *_: self._require_widths("before saving"))
         if self._run:
+            callbacks.register_action("on_train_start", "yolo_prune", self._run.training_starts)
             callbacks.register_action("on_train_epoch_start", "yolo_prune", self._run.epoch_starts)
-            callbacks.register_action("on_train_batch_start", "yolo_prune", self._run.batch_starts)
             callbacks.register_action("on_train_epoch_end", "yolo_prune", self._run.epoch_ends)
         average = _carrying(self._average, self)
-        with replaced(self._script, Model=self.model, smart_optimizer=self.smart_optimizer, ModelEMA=average):
-            return self._train(hyp, opt, device, callbacks)
+        names = {"Model": self.model, "smart_optimizer": self.smart_optimizer, "ModelEMA": average}
+        with replaced(self._script, create_dataloader=self.create_dataloader, **names):
+            results = self._train(hyp, opt, device, callbacks)
+        record = read_record(self.folder) if self._run and self._is_first() else None
+        if record and self._draw and not opt.noplots:
+            self._draw(record, self.folder / PICTURE)
+        return results
 
     def model(self, cfg: Any, *args: Any, nc: int | None = None, anchors: Any = None, **kwargs: Any) -> nn.Module:
         """Return the slim network of `--weights`, or build a dense one as train.py does."""
@@ -119,6 +129,13 @@ class _Training:
         if self._run:
             self._run.attach(model, optimizer)
         return optimizer
+
+    def create_dataloader(self, path: Any, imgsz: int, batch_size: int, *args: Any, **kwargs: Any) -> Any:
+        """Make a loader as train.py does, and count its batches."""
+        loader, dataset = self._loader(path, imgsz, batch_size, *args, **kwargs)
+        if self._run:
+            self._run.count_batches(loader, batch_size)
+        return loader, dataset
 
     def watch(self, model: nn.Module) -> None:
         """Remember a model whose widths must stay."""
@@ -149,7 +166,7 @@ class _Training:
 
     def _settings(self, opt: Any) -> Sparsity | None:
         """Return the penalty of this run: the one that is given, or a resumed run's own."""
-        own = read_record(self.folder)[0] if opt.resume else None
+        own = sparsity_in(self.folder) if opt.resume else None
         if opt.resume and self._given not in (None, own):
             raise ConfigError(
                 f"--sparsity with --resume of a run that was started {f'with {own}' if own else 'without it'}",
@@ -165,25 +182,16 @@ class _Training:
                 expected="SGD: an adaptive optimizer divides the penalty by its own size, so its strength is lost",
                 remedy="--optimizer SGD, or --sparsity-mode proximal, which works with any optimizer",
             )
-        if sparsity.strength is None and opt.epochs < 2:
-            raise ConfigError("--sparsity auto with one epoch", expected="two or more: it measures the first")
         return sparsity
 
     def _new_run(self, sparsity: Sparsity, first: int) -> SparsityRun:
-        opt, writes = self._options, self._script.RANK in (-1, 0)
-        if writes and not opt.resume:
-            (self.folder / RECORD).unlink(missing_ok=True)  # of an earlier run, with --exist-ok
+        if self._is_first() and not self._options.resume:
+            forget_record(self.folder)  # of an earlier run, with --exist-ok
+        return SparsityRun(sparsity, self._script, self._options, first=first)
 
-        def lr_factor(epoch: int) -> float:  # as train.py schedules it
-            last, done = float(opt.hyp["lrf"]), epoch / opt.epochs
-            falls = (1.0 - math.cos(math.pi * done)) / 2.0 if opt.cos_lr else done
-            return 1.0 + falls * (last - 1.0)
-
-        def warmup(batches: int) -> int:  # `opt.hyp` is a mapping by the time that these are called
-            return max(round(float(opt.hyp["warmup_epochs"]) * batches), 100)
-
-        course = Course(epochs=opt.epochs, start=first, lr_factor=lr_factor, warmup=warmup)
-        return SparsityRun(sparsity, course, self.folder, writes=writes)
+    def _is_first(self) -> bool:
+        """Return whether this process is the one of several that writes."""
+        return self._script.RANK in (-1, 0)
 
     def _begin(self, *_: Any, **__: Any) -> None:
         self.begun = True
