@@ -23,8 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from recipes import RECIPES, Step
+from recipe_figures import Cells
+from recipes import CONTROLS, RECIPES, Step
 
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
@@ -37,7 +37,6 @@ from yolo_prune.hosts.ultralytics.trainer import interrupted
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.pruning import PruneConfig
 from yolo_prune.pipeline.train import TrainConfig, train_model
-from yolo_prune.report import quantity, render
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "tools" / "records" / "recipes.jsonl"
@@ -46,9 +45,6 @@ TRAINING = {"optimizer": "SGD", "lr0": 0.01, "cos_lr": True, "warmup_epochs": 1,
 """The host's training keys of every recipe."""
 
 OUR_SETTINGS = {field.name for field in dataclasses.fields(TrainConfig)}
-
-CONTROLS = ("dense", "dense_often")
-"""Recipes that prune nothing: a budget is nothing to them."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -95,58 +91,6 @@ class Cell:
         """Name of its folder."""
         budget = "" if self.recipe in CONTROLS else f"-{self.budget:g}"
         return f"{self.base}-{self.recipe}{budget}-{self.epochs}"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cells:
-    """The cells of a record."""
-
-    records: list[dict[str, Any]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return them as plain values."""
-        return {"cells": self.records}
-
-    def table(self, *, markdown: bool = False) -> str:
-        """Return one row a recipe and budget: means over the seeds, with the spread where there are several."""
-        rows = [_row(found) for found in _grouped(self.records)]
-        head = ["model, data", "recipe", "epochs", "seeds", "MACs", "params", "before pruning", "pruned", "val", "test"]
-        return render(head, rows, markdown=markdown)
-
-
-def _grouped(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Return the records of each cell but for the seed, large budgets first, dense before all."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for record in records:
-        cell = record["cell"]
-        budget = 1.0 if cell["recipe"] in CONTROLS else cell["budget"]
-        place = (cell["model"], cell["data"], cell["imgsz_px"], cell["batch"], cell["dense_epochs"])
-        key = (*place, -budget, cell["epochs"], list(RECIPES).index(cell["recipe"]))
-        groups.setdefault(key, []).append(record)
-    return [groups[key] for key in sorted(groups)]
-
-
-def _row(records: list[dict[str, Any]]) -> list[str]:
-    cell = records[0]["cell"]
-    figures = [record["figures"] for record in records]
-    return [
-        f"{cell['model']}, {cell['data']}, {cell['imgsz_px']} px",
-        cell["recipe"],
-        str(cell["epochs"]),
-        " ".join(str(record["cell"]["seed"]) for record in records),
-        f"{np.mean([one['macs_kept'] for one in figures]):.1%}",
-        quantity(int(np.mean([one["params"] for one in figures]))),
-        *(_spread([one[key] for one in figures]) for key in ("unpruned", "pruned", "val", "test")),
-    ]
-
-
-def _spread(values: list[float | None]) -> str:
-    """Return the mean mAP50-95, with the lowest and highest of several."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    mean = f"{np.mean(known):.3f}"
-    return mean if len(known) == 1 else f"{mean} ({min(known):.3f}..{max(known):.3f})"
 
 
 def bench(config: RecipesConfig) -> Cells:

@@ -4,7 +4,7 @@ python tools/readme_tables.py                           rewrites the tables of R
 python tools/readme_tables.py run=runs/bccd name=bccd   first adds a run's summary to tools/records
 
 A table stands between `<!-- record: NAME -->` and `<!-- end -->`; NAME.json (recipes.jsonl) in tools/records holds its
-figures.
+figures. The curves of the recipes are drawn into recipes.svg beside them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_recipes import Cells, read
+from bench_recipes import read
 from engine_figures import EngineFigures
+from recipe_figures import Cells
 from sweep_models import Coverage
 
 from yolo_prune.cli import script
@@ -46,7 +47,7 @@ def render_record(name: str) -> str:
         ConfigError: There is no such record.
     """
     if name == "recipes":
-        return Cells(records=read(RECORDS / "recipes.jsonl")).table(markdown=True)
+        return recipes().table(markdown=True)
     path = RECORDS / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in RECORDS.glob("*.json")))
@@ -55,6 +56,11 @@ def render_record(name: str) -> str:
     if name == "coverage":
         return Coverage(records=record).table(markdown=True)
     return summarize(record, markdown=True) if "evaluations" in record else EngineFigures(**record).table(markdown=True)
+
+
+def recipes() -> Cells:
+    """Return the cells of recipes."""
+    return Cells(records=read(RECORDS / "recipes.jsonl"))
 
 
 def filled(text: str) -> str:
@@ -92,6 +98,7 @@ def fill(config: TablesConfig) -> str:
     text = filled((ROOT / "README.md").read_text(encoding="utf-8"))
     with new_file(ROOT / "README.md", replace=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    recipes().draw(RECORDS / "recipes.svg")
     return f"tables of README.md filled from {RECORDS.relative_to(ROOT)}\n"
 
 

@@ -57,6 +57,7 @@ def sparse(**sparsity: Any) -> list[Step]:
 
 
 RECIPES: dict[str, list[Step]] = {
+    "start": [],
     "dense": [tune()],
     "dense_often": [tune(**OFTEN)],
     "direct": [cut(allocation="uniform"), tune()],
@@ -74,4 +75,7 @@ RECIPES: dict[str, list[Step]] = {
     "sparse_subgradient_weak": sparse(sparsity="auto", sparsity_share=0.25, sparsity_mode="subgradient"),
     "sparse_subgradient_strong": sparse(sparsity="auto", sparsity_share=0.5, sparsity_mode="subgradient"),
 }
-"""Every recipe by name. Controls are `dense` and `dense_often`: the dense checkpoint trained as long as the others."""
+"""Every recipe by name."""
+
+CONTROLS = ("start", "dense", "dense_often")
+"""Recipes that prune nothing: the dense checkpoint as it is, or trained as long as the others; no budget matters."""

@@ -1,0 +1,139 @@
+"""What `bench_recipes.py` measured, as a table and as curves over the epochs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recipes import CONTROLS, RECIPES
+
+from yolo_prune.report import quantity, render
+
+PLACE = ("model", "data", "imgsz_px", "batch", "dense_epochs")
+"""What cells have to share to be compared."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cells:
+    """The cells of a record."""
+
+    records: list[dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return them as plain values."""
+        return {"cells": self.records}
+
+    def table(self, *, markdown: bool = False) -> str:
+        """Return one row a recipe and budget: means over the seeds, with the spread where there are several."""
+        rows = [_row(found) for found in _grouped(self.records)]
+        head = ["recipe", "epochs", "seeds", "MACs", "params", "silent", "before pruning", "pruned", "val", "test"]
+        return render(["model, data", *head], rows, markdown=markdown)
+
+    def draw(self, path: Path) -> None:
+        """Draw mAP on val and the share of silent channels over the epochs, a row of panels for each comparison.
+
+        Args:
+            path: SVG file, written anew; the same cells give the same bytes.
+        """
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # drawn without a display or global state
+        from matplotlib.figure import Figure
+
+        comparisons = _comparisons(self.records)
+        with matplotlib.rc_context({"svg.hashsalt": "recipes", "svg.fonttype": "none"}):
+            figure = Figure(figsize=(11, 4.2 * len(comparisons)), layout="constrained")
+            FigureCanvasAgg(figure)
+            for row, (title, cells) in zip(
+                figure.subplots(len(comparisons), 2, squeeze=False), comparisons.items(), strict=True
+            ):
+                _draw_map(row[0], cells, title)
+                _draw_silent(row[1], cells)
+            figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _grouped(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the records of each cell but for the seed: controls before all, then large budgets first."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        cell = record["cell"]
+        budget = 1.0 if cell["recipe"] in CONTROLS else cell["budget"]
+        key = (*(cell[name] for name in PLACE), -budget, cell["epochs"], list(RECIPES).index(cell["recipe"]))
+        groups.setdefault(key, []).append(record)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _row(records: list[dict[str, Any]]) -> list[str]:
+    cell = records[0]["cell"]
+    figures = [record["figures"] for record in records]
+    silent = [stage["silent"][-1] for record in records for stage in record["stages"] if "silent" in stage]
+    return [
+        f"{cell['model']}, {cell['data']}, {cell['imgsz_px']} px",
+        cell["recipe"],
+        str(cell["epochs"]) if RECIPES[cell["recipe"]] else "0",
+        " ".join(str(record["cell"]["seed"]) for record in records),
+        f"{np.mean([one['macs_kept'] for one in figures]):.1%}",
+        quantity(int(np.mean([one["params"] for one in figures]))),
+        f"{np.mean(silent):.0%}" if silent else "-",
+        *(_spread([one[key] for one in figures]) for key in ("unpruned", "pruned", "val", "test")),
+    ]
+
+
+def _spread(values: list[float | None]) -> str:
+    """Return the mean mAP50-95, with the lowest and highest of several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = f"{np.mean(known):.3f}"
+    return mean if len(known) == 1 else f"{mean} ({min(known):.3f}..{max(known):.3f})"
+
+
+def _comparisons(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the cells of one seed by what they share: the budget and the number of epochs; controls join in."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    firsts = [group[0] for group in _grouped(records)]
+    for group in firsts:
+        cell = group["cell"]
+        if cell["recipe"] in CONTROLS:
+            continue
+        place = [cell[name] for name in (*PLACE, "epochs")]
+        title = f"{cell['model']}, {cell['data']}, {cell['imgsz_px']} px, {cell['epochs']} epochs"
+        title += f", {cell['budget']:.0%} of the MACs"
+        if title not in found:
+            found[title] = [
+                control
+                for control in firsts
+                if control["cell"]["recipe"] in CONTROLS
+                and [control["cell"][name] for name in (*PLACE, "epochs")] == place
+            ]
+        found[title].append(group)
+    return found
+
+
+def _curve(record: dict[str, Any]) -> list[float]:
+    """Return mAP50-95 on val after each epoch of a recipe, the dense training aside."""
+    return [value for stage in record["stages"][1:] if "train" in stage for value in record["curves"][stage["train"]]]
+
+
+def _draw_map(axes: Any, cells: list[dict[str, Any]], title: str) -> None:
+    for number, record in enumerate(cells):
+        curve = _curve(record)
+        style = "--" if record["cell"]["recipe"] in CONTROLS else "-"
+        colour = f"C{number % 10}"
+        if curve:
+            axes.plot(range(1, len(curve) + 1), curve, style, color=colour, label=record["cell"]["recipe"])
+        else:
+            axes.axhline(record["figures"]["val"], color=colour, linestyle=":", label=record["cell"]["recipe"])
+    axes.set(title=title, xlabel="epoch of the recipe", ylabel="mAP50-95 on val")
+    axes.legend(fontsize="small", ncols=2)
+
+
+def _draw_silent(axes: Any, cells: list[dict[str, Any]]) -> None:
+    for number, record in enumerate(cells):
+        silent = [value for stage in record["stages"] for value in stage.get("silent", [])]
+        if silent:
+            axes.plot(range(len(silent)), silent, color=f"C{number % 10}", label=record["cell"]["recipe"])
+    axes.set(title="silent channels in sparsity training", xlabel="epoch of the recipe", ylabel="share", ylim=(0, 1))
+    if axes.lines:
+        axes.legend(fontsize="small")
