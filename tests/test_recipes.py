@@ -107,9 +107,10 @@ class TestFigures:
 @pytest.mark.slow
 def test_a_cell_is_a_training_a_cut_and_a_line(tmp_path, dense_checkpoint, tiny_data):
     """The smallest cell, and that asking again runs nothing."""
+    words = {"imgsz": 64, "batch": 4, "workers": 0, "epochs": 1, "dense_epochs": 1}
     config = RecipesConfig(
         data=str(tiny_data), model=str(dense_checkpoint), out=str(tmp_path / "cells"),
-        recipes=["start", "direct_often"], epochs=1, dense_epochs=1, imgsz=64, batch=4, workers=0, record=str(tmp_path / "recipes.jsonl"),
+        recipes=["start", "direct_often"], record=str(tmp_path / "recipes.jsonl"), **words,
     )  # fmt: skip
     start, direct = bench(config).records
     assert start["figures"]["macs_kept"] == 1.0
