@@ -321,7 +321,11 @@ class TestBadInput:
         assert outcome.code == 2
         assert "without " in outcome.err
 
-    def test_with_a_teacher(self, command, dense_checkpoint, tiny_data, tmp_path):
-        outcome = command(*words_for(dense_checkpoint, tiny_data, tmp_path, distill=dense_checkpoint))
+    @pytest.mark.parametrize("word", ["compile=true", "time=0.1"])
+    def test_trainings_that_cannot_lose_channels_on_their_way(
+        self, command, dense_checkpoint, tiny_data, tmp_path, word
+    ):
+        key, _, value = word.partition("=")
+        outcome = command(*words_for(dense_checkpoint, tiny_data, tmp_path, **{key: value}))
         assert outcome.code == 2
-        assert "prune_every= with distill_model=" in outcome.err
+        assert f"prune_every= with {key}=" in outcome.err

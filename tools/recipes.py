@@ -66,6 +66,7 @@ RECIPES: dict[str, list[Step]] = {
     "distilled": [cut(allocation="uniform"), tune(distill="dense", **OFTEN)],
     "gradual": [cut_in_steps(steps=5, until=0.4)],
     "gradual_often": [cut_in_steps(steps=5, until=0.4, **OFTEN)],
+    "gradual_distilled": [cut_in_steps(steps=5, until=0.4, distill="dense", **OFTEN)],
     "gradual_soft": [cut_in_steps(steps=5, until=0.4, prune_soft=True, **OFTEN)],
     "gradual_sparse": [
         cut_in_steps(steps=5, until=0.4, sparsity="auto", sparsity_share=0.3, sparsity_schedule="linear", **OFTEN)

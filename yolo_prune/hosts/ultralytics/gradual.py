@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -21,8 +20,15 @@ from yolo_prune.channels.tensors import named_tensors
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import sha256, write_json
 from yolo_prune.hosts.slim import MARKER, Checkpoint, is_slim, provenance
+from yolo_prune.hosts.ultralytics.distillation import (
+    bare_copy,
+    distilled_by,
+    network_of,
+    optimized_parameters,
+    projectors,
+    with_projectors,
+)
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
-from yolo_prune.hosts.ultralytics.trainer import network_of
 from yolo_prune.importance import CRITERIA, score_channels
 from yolo_prune.methods.gradual import PruningSchedule, carry_optimizer, silence_softly
 from yolo_prune.plan import PrunePlan, plan_from_keep
@@ -85,18 +91,18 @@ class GradualPruning:
             ConfigError: No epochs after the last step, or a training that cannot lose channels on its way.
         """
         self.options.schedule.require_room(trainer.epochs)
-        for key in ("distill_model", "compile", "time", "quantize"):
+        for key in ("compile", "time", "quantize"):
             if getattr(trainer.args, key, None):
                 raise ConfigError(
                     f"prune_every= with {key}={getattr(trainer.args, key)}",
-                    expected="a network that is neither wrapped nor compiled, and a number of epochs",
+                    expected="a network that is neither compiled nor quantized, and a number of epochs",
                     remedy=f"leave {key} out here; fine-tune the result with it",
                 )
         record = _read(trainer.save_dir)
         if trainer.resume and record is not None:
             self._macs, self._imgsz_px = record["macs"], record["imgsz_px"]
             return
-        for model in (network_of(trainer.model), trainer.ema.ema):
+        for model in (network_of(trainer.model), network_of(trainer.ema.ema)):
             if is_slim(model):
                 getattr(model, MARKER)["step"] = 0  # steps of an earlier training are none of this one's
         graph, self._imgsz_px = _traced(trainer.ema.ema), int(trainer.args.imgsz)
@@ -120,12 +126,12 @@ class GradualPruning:
     def _silence(self, trainer: Any, kept: float) -> None:
         graph = _traced(trainer.ema.ema)
         keep = self._chosen(trainer, graph, kept)
-        for model in (network_of(trainer.model), trainer.ema.ema):
+        for model in (network_of(trainer.model), network_of(trainer.ema.ema)):
             silence_softly(model, graph, keep)
 
     def _cut(self, trainer: Any, step: int) -> None:
         """Remove channels: choose by the average, prove on it, then cut network, average and optimizer alike."""
-        average = copy.deepcopy(trainer.ema.ema).cpu().float().eval()
+        average = bare_copy(trainer.ema.ema)
         graph = trace_model(average)
         plan = self._plan(trainer, average, graph, step)
         keep = plan.keep_mask(graph)
@@ -156,7 +162,7 @@ class GradualPruning:
 
     def _chosen(self, trainer: Any, graph: ChannelGraph, kept: float) -> BoolArray:
         """Choose channels of the average so that a fraction of the start's MACs is kept."""
-        tensors = {name: tensor.cpu() for name, tensor in named_tensors(trainer.ema.ema).items()}
+        tensors = {name: tensor.cpu() for name, tensor in named_tensors(network_of(trainer.ema.ema)).items()}
         scores = score_channels(graph, tensors, CRITERIA[self.options.criterion])
         ratio = kept * self._macs / float(graph.cost.macs(graph.widths(), imgsz_px=self._imgsz_px))
         if ratio >= 1.0:  # the step before went further than it had to
@@ -184,25 +190,29 @@ def _replace(
     trainer: Any, graph: ChannelGraph, keep: BoolArray, slim_average: nn.Module, marker: dict[str, Any]
 ) -> None:
     """Put the slim network, its average and their optimizer state in the place of the dense ones."""
-    dense = network_of(trainer.model)
-    slim = slim_copy(copy.deepcopy(dense).cpu(), graph, keep).to(trainer.device)
+    wrapper, dense = trainer.model, network_of(trainer.model)
+    graph = with_projectors(graph, wrapper)
+    slim = slim_copy(bare_copy(wrapper), graph, keep).to(trainer.device)
     if any(weight.dim() == 4 and not weight.is_contiguous() for weight in dense.parameters()):
         slim = slim.to(memory_format=torch.channels_last)  # as the host laid the dense one out
     for model in (slim, slim_average):
         setattr(model, MARKER, marker)
-    carry_optimizer(trainer.optimizer, dict(dense.named_parameters()), dict(slim.named_parameters()), graph, keep)
-    wrapper, trainer.model = trainer.model, slim
+    trainer.model = slim.train()
     trainer.set_model_attributes()
     _renew_criterion(dense, slim)
-    trainer.ema = ModelEMA(slim, updates=trainer.ema.updates)
-    trainer.ema.ema.load_state_dict(slim_average.to(trainer.device).state_dict())
+    trainer.model = distilled_by(wrapper, slim, graph, keep)
+    carry_optimizer(trainer.optimizer, optimized_parameters(wrapper), optimized_parameters(trainer.model), graph, keep)
+    before, trainer.ema = trainer.ema, ModelEMA(trainer.model, updates=trainer.ema.updates)
+    network_of(trainer.ema.ema).load_state_dict(slim_average.to(trainer.device).state_dict())
+    if trainer.model is not slim:
+        trainer.ema.ema.projector.load_state_dict(projectors(before.ema, graph, keep))
     # What was best until now is a larger network: the best of the slim ones shall be kept.
     trainer.best_fitness = None
     trainer.stopper.best_fitness, trainer.stopper.best_epoch = 0.0, trainer.epoch
     if isinstance(wrapper, nn.parallel.DistributedDataParallel):  # several GPUs: as the host wraps it
         unsynced: dict[str, Any] = {"forward_sync_buffers" if TORCH_2_13 else "broadcast_buffers": False}
         trainer.model = nn.parallel.DistributedDataParallel(
-            slim,
+            trainer.model,
             device_ids=wrapper.device_ids,
             find_unused_parameters=wrapper.find_unused_parameters,
             **unsynced,
@@ -231,7 +241,7 @@ def _steps_taken(network: nn.Module) -> int:
 
 
 def _traced(model: nn.Module) -> ChannelGraph:
-    return trace_model(copy.deepcopy(model).cpu().float().eval())
+    return trace_model(bare_copy(model))
 
 
 def gradual_options_of(folder: Path) -> GradualOptions | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,8 +13,8 @@ from ultralytics.utils import LOGGER, RANK
 
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.errors import ConfigError
+from yolo_prune.hosts.ultralytics.distillation import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.surgery import trace_model
-from yolo_prune.hosts.ultralytics.trainer import network_of
 from yolo_prune.importance.base import FloatArray
 from yolo_prune.methods.slimming import penalised_channels
 from yolo_prune.methods.sparsity import PICTURE, RECORD, SparsityCourse, learning_rates, read_record
@@ -118,7 +117,7 @@ class SparsityTraining:
     def _attach(self, trainer: Any) -> None:
         """Trace the network that is trained and hook the optimizer."""
         self._network = network_of(trainer.model)
-        graph = trace_model(copy.deepcopy(self._network).cpu().float().eval())
+        graph = trace_model(bare_copy(trainer.model))
         chosen = penalised_channels(graph, groups_in(graph, self._network, self.options.scope))
         self._known_course().attach(graph, dict(self._network.named_parameters()), chosen, trainer.optimizer)
 

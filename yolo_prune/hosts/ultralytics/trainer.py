@@ -18,13 +18,13 @@ from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.nn.modules.block import RealNVP
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK, YAML
 from ultralytics.utils.checks import check_yaml
-from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.errors import CheckpointError, ConfigError, VerificationError
 from yolo_prune.files import new_file
 from yolo_prune.hosts.refusals import host_errors_as
 from yolo_prune.hosts.slim import MARKER, is_slim, require_widths, widths
 from yolo_prune.hosts.ultralytics.checkpoints import is_fused, require_deployable, unpickle
+from yolo_prune.hosts.ultralytics.distillation import network_of
 from yolo_prune.hosts.ultralytics.evaluation import require_kpt_shape
 from yolo_prune.hosts.ultralytics.refusals import training_refused
 from yolo_prune.methods.sparsity import forget_record
@@ -155,12 +155,6 @@ def drop_rows(results: Path, *, after: int) -> None:
     if len(done) < len(rows):
         with new_file(results, replace=True) as temporary:
             temporary.write_text("\n".join([head, *done, ""]), encoding="utf-8")
-
-
-def network_of(model: nn.Module) -> Any:
-    """Return the network that is trained: without wrappers for several GPUs, compilation or distillation."""
-    inner = unwrap_model(model)
-    return getattr(inner, "student_model", inner)
 
 
 def trainable_copy(weights: nn.Module) -> nn.Module:
