@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from checkpoint_files import save_as_host
+from models import lively
 from test_gradual import words_for
 from test_training import epochs_in
 
 from yolo_prune.hosts.slim import widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
-from yolo_prune.hosts.ultralytics.trainer import WholeFile, drop_rows, interrupted
+from yolo_prune.hosts.ultralytics.trainer import WholeFile, drop_rows, interrupted, renew_best, strip_whole
 
 KILLS = int(os.environ.get("YOLO_PRUNE_KILLS", "1"))
 """Random moments of each kind of run; more are a setting, to be run by hand."""
@@ -113,3 +117,43 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
     assert path.write_bytes(b"three") == 5
     assert (tmp_path / "last.pt").read_bytes() == b"three"
+
+
+class TestWhatAKillMayLeave:
+    def test_a_best_checkpoint_of_the_larger_network_is_replaced_on_resume(self, tmp_path):
+        """The host writes last.pt, then best.pt: killed in between, right after a cut."""
+        last, best = (tmp_path / f"{name}.pt" for name in ("last", "best"))
+        shutil.copy(save_as_host(lively("yolov8n"), tmp_path / "n.pt"), last)
+        shutil.copy(save_as_host(lively("yolov8s"), tmp_path / "s.pt"), best)
+        renew_best(last, best)
+        assert best.read_bytes() == last.read_bytes()
+
+    def test_a_best_checkpoint_of_the_same_widths_stays(self, tmp_path):
+        last, best = (save_as_host(lively("yolov8n"), tmp_path / f"{name}.pt") for name in ("last", "best"))
+        before = best.read_bytes()
+        assert before != last.read_bytes()
+        renew_best(last, best)
+        assert best.read_bytes() == before
+        best.unlink()
+        renew_best(last, best)
+        assert not best.exists()
+
+    def test_stripping_leaves_the_checkpoint_or_the_stripped_one(self, tmp_path, monkeypatch):
+        """The host strips the optimizer off a checkpoint where it stands."""
+        path = save_as_host(lively("yolov8n"), tmp_path / "last.pt")
+        before = path.read_bytes()
+
+        def killed_in_the_middle(_content: Any, place: Any, *_: Any, **__: Any) -> None:
+            Path(place).write_bytes(b"half")
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", killed_in_the_middle)
+            with pytest.raises(KeyboardInterrupt):
+                strip_whole(path)
+        assert path.read_bytes() == before
+        assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+        assert strip_whole(path, updates={"note": 1})["note"] == 1
+        content = torch.load(path, weights_only=False)
+        assert content["optimizer"] is None
+        assert content["note"] == 1

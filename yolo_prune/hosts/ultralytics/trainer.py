@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.cfg import check_cfg
+from ultralytics.engine import trainer as host_trainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.models.yolo.obb import OBBTrainer
 from ultralytics.models.yolo.pose import PoseTrainer
@@ -18,10 +19,12 @@ from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.nn.modules.block import RealNVP
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK, YAML
 from ultralytics.utils.checks import check_yaml
+from ultralytics.utils.torch_utils import strip_optimizer
 
 from yolo_prune.errors import CheckpointError, ConfigError, VerificationError
 from yolo_prune.files import new_file
 from yolo_prune.hosts.refusals import host_errors_as
+from yolo_prune.hosts.replacing import replaced
 from yolo_prune.hosts.slim import MARKER, is_slim, require_widths, widths
 from yolo_prune.hosts.ultralytics.checkpoints import is_fused, require_deployable, unpickle
 from yolo_prune.hosts.ultralytics.distillation import network_of
@@ -78,12 +81,18 @@ class SlimTrainerMixin:
             super()._setup_train()  # type: ignore[misc]
         if self.resume and RANK in {-1, 0}:  # type: ignore[attr-defined]
             drop_rows(self.csv, after=self.start_epoch)  # type: ignore[attr-defined]
+            renew_best(self.last, self.best)
         self._require_widths("after loading")
 
     def save_model(self) -> Any:
         """Save as the stock trainer does, after asserting that no width changed."""
         self._require_widths("before saving")
         return super().save_model()  # type: ignore[misc]
+
+    def final_eval(self) -> None:
+        """Strip the checkpoints and evaluate as the stock trainer does, which would strip them where they stand."""
+        with replaced(host_trainer, strip_optimizer=strip_whole):
+            super().final_eval()  # type: ignore[misc]
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """Recover as the stock trainer does, unless the checkpoint that it goes back to is of another width.
@@ -141,6 +150,35 @@ def forget_run(folder: Path) -> None:
     forget_record(folder)
     for file in folder.glob("pruning*.json"):
         file.unlink(missing_ok=True)
+
+
+def renew_best(last: Path, best: Path) -> None:
+    """Replace a best checkpoint of other widths than the last one by that.
+
+    The host writes the last one first: killed in between, right after channels went, it leaves a best one of the
+    larger network, with a fitness that no slim one may ever reach.
+    """
+    if best.is_file() and last.is_file() and widths(_network_in(best)) != widths(_network_in(last)):
+        with new_file(best, replace=True) as temporary:
+            temporary.write_bytes(last.read_bytes())
+
+
+def _network_in(checkpoint: Path) -> nn.Module:
+    content = unpickle(checkpoint)
+    network: nn.Module = network_of(content.get("ema") or content["model"])
+    return network
+
+
+def strip_whole(file: str | Path, s: str = "", updates: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Do as the host's `strip_optimizer`, with its arguments, but write the file completely or not at all."""
+    target = Path(s or file)
+    with new_file(target, replace=True) as temporary:
+        with replaced(LOGGER, disabled=True):  # it would name the temporary file
+            content: dict[str, Any] = strip_optimizer(file, str(temporary), updates)
+        if not content:
+            raise CheckpointError(f"'{file}' cannot be read back", expected="the checkpoint that was just written")
+    LOGGER.info(f"Optimizer stripped from {target}, {target.stat().st_size / 1e6:.1f}MB")
+    return content
 
 
 def drop_rows(results: Path, *, after: int) -> None:

@@ -25,7 +25,7 @@ from torch import nn
 
 from yolo_prune.errors import CheckpointError
 from yolo_prune.hosts.refusals import first_line
-from yolo_prune.hosts.yolov5.shims import replaced
+from yolo_prune.hosts.replacing import replaced
 from yolo_prune.hosts.yolov5.source import Classic
 
 PLAIN = (

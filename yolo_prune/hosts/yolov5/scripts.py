@@ -10,8 +10,9 @@ from typing import Any
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.refusals import host_errors_as
+from yolo_prune.hosts.replacing import replaced
 from yolo_prune.hosts.yolov5.reading import restricted
-from yolo_prune.hosts.yolov5.shims import also_named, arguments, look_up_names_only, replaced
+from yolo_prune.hosts.yolov5.shims import also_named, arguments, look_up_names_only
 from yolo_prune.hosts.yolov5.source import Classic
 
 TOP_LEVEL = ("models", "models.common", "models.experimental", "models.yolo")

@@ -18,6 +18,7 @@ import numpy as np
 from PIL.ImageFont import FreeTypeFont
 
 from yolo_prune.errors import ConfigError
+from yolo_prune.hosts.replacing import replaced
 
 OPTIONAL_SDKS = ("roboflow", "roboflow.core", "roboflow.core.version")
 """Modules that PyPI's train.py imports whether or not they are used."""
@@ -88,19 +89,6 @@ def look_up_names_only(look_up: Callable[..., Any]) -> Callable[..., Any]:
         return None if not str(repo_id) or Path(str(repo_id)).exists() else look_up(repo_id, *args, **kwargs)
 
     return attempt_download_from_hub
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, **values: Any) -> Iterator[None]:
-    """Give attributes of a module other values for a while."""
-    before = {name: getattr(owner, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(owner, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(owner, name, value)
 
 
 @contextlib.contextmanager

@@ -17,11 +17,11 @@ from torch.optim import Optimizer
 
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.hosts.refusals import first_line
+from yolo_prune.hosts.replacing import replaced
 from yolo_prune.hosts.slim import MARKER, is_slim, require_widths, widths
 from yolo_prune.hosts.yolov5.checkpoints import require_trainable
 from yolo_prune.hosts.yolov5.reading import load
 from yolo_prune.hosts.yolov5.scripts import prepared
-from yolo_prune.hosts.yolov5.shims import replaced
 from yolo_prune.hosts.yolov5.source import Classic
 from yolo_prune.hosts.yolov5.sparsity import SparsityRun, sparsity_in
 from yolo_prune.methods.sparsity import PICTURE, forget_record, read_record
