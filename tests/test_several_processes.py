@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import subprocess
 import sys
@@ -10,17 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 from gloo_process import train
+from test_gradual import words_for
 from ultralytics.utils.dist import generate_ddp_file
 
 from yolo_prune.hosts.slim import widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
+from yolo_prune.hosts.ultralytics.distillation import network_of
 from yolo_prune.hosts.ultralytics.gradual import GradualOptions, GradualPruning
 from yolo_prune.hosts.ultralytics.sparsity import SparsityOptions, SparsityTraining
 from yolo_prune.hosts.ultralytics.trainer import SlimDetectionTrainer
 from yolo_prune.methods.gradual import PruningSchedule
 from yolo_prune.report.scales import draw_scales
 
-GLOO = Path(__file__).with_name("gloo_process.py")
+GLOO, DDP = (Path(__file__).with_name(f"{name}_process.py") for name in ("gloo", "ddp"))
 
 WORKER = """
 import sys, torch
@@ -93,3 +97,33 @@ def test_the_hosts_launch_carries_trainer_callbacks_and_slim_module(slim_checkpo
     assert seen["owners"] == 2  # one object each, whatever events call it
     assert seen["options"] == [str(gradual), str(sparsity)]
     assert seen["foreign"] == []
+
+
+@pytest.mark.slow
+def test_the_hosts_own_training_in_two_processes(dense_checkpoint, tiny_data, tmp_path):
+    """Sparsity, cuts and a teacher at once: both processes choose the same channels and stay in step; one writes."""
+    words = [word for word in words_for(dense_checkpoint, tiny_data, tmp_path, sparsity=2.0) if "=" in word]
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, DDP, tmp_path / f"{rank}.pth", *words, f"distill_model={dense_checkpoint}"],
+            env={**os.environ, **here, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
+    assert {name: value.shape for name, value in first.items()} == {name: value.shape for name, value in second.items()}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")  # each process has its own, as the host wants
+    assert all(torch.equal(first[name], second[name]) for name in first if not name.endswith(statistics))
+    folder = tmp_path / "a"
+    assert [step["step"] for step in json.loads((folder / "pruning.json").read_text())["steps"]] == [1, 2, 3]
+    assert [row["epoch"] for row in json.loads((folder / "sparsity.json").read_text())["epochs"]] == list(range(6))
+    saved = network_of(torch.load(folder / "weights" / "last.pt", weights_only=False)["ema"]).state_dict()
+    assert {name: value.shape for name, value in saved.items()} == {name: value.shape for name, value in first.items()}
+    assert "pruning step 3" in said[0]
+    assert "pruning step" not in said[1]
