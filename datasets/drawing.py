@@ -53,7 +53,7 @@ def _ring(angles: Points, radii: float | Points = 1.0) -> Points:
 
 def _turns(count: int) -> Points:
     """Return `count` equally spaced angles of a full turn."""
-    return np.arange(count) * (2 * np.pi / count)
+    return np.arange(count, dtype=np.float64) * (2 * np.pi / count)
 
 
 def disc(rng: np.random.Generator) -> Points:
@@ -184,13 +184,15 @@ def _ramp(rng: np.random.Generator, height: int, width: int, period: float) -> C
     angle, phase = rng.uniform(0, 2 * np.pi, size=2)
     y = np.arange(height, dtype=np.float32)[:, None, None] * np.float32(2 * np.pi / period * np.sin(angle))
     x = np.arange(width, dtype=np.float32)[:, None] * np.float32(2 * np.pi / period * np.cos(angle))
-    return np.sin(y + x + np.float32(phase))
+    waves: Canvas = np.sin(y + x + np.float32(phase))
+    return waves
 
 
 def _clouds(rng: np.random.Generator, height: int, width: int, period: float) -> Canvas:
     """Return smooth coloured noise, mostly from -1 to 1, of about one blob every `period` pixels, (h, w, 3)."""
     cells = (int(height / period) + 2, int(width / period) + 2, 3)
-    return cv2.resize(rng.uniform(-1, 1, size=cells).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    values = rng.uniform(-1, 1, size=cells).astype(np.float32)
+    return np.asarray(cv2.resize(values, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
 
 
 def texture(rng: np.random.Generator, height: int, width: int, side: int) -> Canvas:

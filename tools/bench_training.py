@@ -70,9 +70,9 @@ class Steps:
     """Training steps of one model on one batch."""
 
     def __init__(self, config: BenchConfig) -> None:
-        self.model: Any = load_model(config.model).to(config.device).train()
-        self.model.requires_grad_(True)
-        self.model.args = SimpleNamespace(**vars(get_cfg()))
+        model: Any = load_model(config.model)
+        model.args = SimpleNamespace(**vars(get_cfg()))
+        self.model = model.to(config.device).train().requires_grad_(True)
         self.graph = trace_model(load_model(config.model))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
         self.ema = ModelEMA(self.model)

@@ -89,7 +89,7 @@ def build_lively(source: str, *, seed: int = 0) -> Any:
     return model.eval()
 
 
-def enliven(model: nn.Module) -> None:
+def enliven(model: Any) -> None:
     """Give norms random scales and shifts and, one forward long, measure their statistics anew, in place."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
@@ -101,4 +101,4 @@ def enliven(model: nn.Module) -> None:
         model(torch.rand(2, 3, 160, 160) if hasattr(model.model[-1], "num_queries") else torch.rand(2, 3, 128, 128))
     for norm in norms:
         norm.momentum = 0.03
-        norm.num_batches_tracked.zero_()
+        norm.num_batches_tracked = torch.tensor(0)

@@ -39,7 +39,8 @@ class SplitC2f(nn.Module):
         super().__init__()
         self.cv0, self.cv1 = part(block.cv1, slice(block.c)), part(block.cv1, slice(block.c, None))
         self.cv2, self.m = block.cv2, block.m
-        self.i, self.f, self.type = block.i, block.f, block.type  # what the host reads of a layer
+        for name in ("i", "f", "type"):  # what the host reads of a layer
+            setattr(self, name, getattr(block, name))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute what the block computed."""
@@ -116,7 +117,7 @@ def measure(job: Job) -> Outcome:
 def warm_up() -> float:
     """Do the whole job on a tiny network; return the seconds."""
     started, network = time.perf_counter(), tiny_network()
-    prune(network, torch.zeros(1, 3, 16, 16), [network[-1]])
+    prune(network, torch.zeros(1, 3, 16, 16), [list(network.children())[-1]])
     return time.perf_counter() - started
 
 
