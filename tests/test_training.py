@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from yolo_prune.hosts.ultralytics.trainer import (
     reset_weights,
     retarget_classes,
     trainable_copy,
+    warn_of_few_steps,
 )
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.pruning import PruneConfig
@@ -38,6 +41,26 @@ WORDS = [f"{key}={value}" for key, value in QUICK.items()]
 @pytest.fixture(scope="module")
 def slim(slim_checkpoint):
     return read_checkpoint(slim_checkpoint).model
+
+
+class TestFewSteps:
+    """The host gathers 64 images for a step, which leaves small data sets almost none."""
+
+    def said(self, caplog: Any, **values: Any) -> str:
+        trainer = {"train_loader": range(13), "epochs": 30, "start_epoch": 0, "accumulate": 4, "batch_size": 16}
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="ultralytics"):
+            warn_of_few_steps(SimpleNamespace(**{**trainer, **values}))
+        return caplog.text
+
+    def test_few_are_told_with_the_remedy(self, caplog):
+        said = self.said(caplog)
+        assert "97 optimizer steps in 30 epochs" in said
+        assert "nbs=16 takes 390" in said
+
+    @pytest.mark.parametrize("enough", [{"epochs": 400}, {"accumulate": 1}, {"train_loader": range(1000)}])
+    def test_where_there_are_enough_or_no_more_nothing_is_said(self, caplog, enough):
+        assert self.said(caplog, **enough) == ""
 
 
 def epochs_in(folder: Path) -> list[int]:

@@ -29,6 +29,7 @@ from yolo_prune.hosts.ultralytics.distillation import (
     with_projectors,
 )
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
+from yolo_prune.hosts.ultralytics.trainer import warn_of_few_steps
 from yolo_prune.importance import CRITERIA, score_channels
 from yolo_prune.methods.gradual import PruningSchedule, carry_optimizer, silence_softly
 from yolo_prune.plan import PrunePlan, plan_from_keep
@@ -105,6 +106,8 @@ class GradualPruning:
         for model in (network_of(trainer.model), network_of(trainer.ema.ema)):
             if is_slim(model):
                 getattr(model, MARKER)["step"] = 0  # steps of an earlier training are none of this one's
+        if not is_slim(network_of(trainer.model)):  # the trainer warned already
+            warn_of_few_steps(trainer)
         graph, self._imgsz_px = _traced(trainer.ema.ema), int(trainer.args.imgsz)
         self._macs = float(graph.cost.macs(graph.widths(), imgsz_px=self._imgsz_px))
         self._chosen(trainer, graph, self.options.schedule.target)  # says now, not hours later, what is out of reach

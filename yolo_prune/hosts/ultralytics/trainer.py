@@ -83,6 +83,8 @@ class SlimTrainerMixin:
             drop_rows(self.csv, after=self.start_epoch)  # type: ignore[attr-defined]
             renew_best(self.last, self.best)
         self._require_widths("after loading")
+        if is_slim(network_of(self.model)):  # type: ignore[attr-defined]
+            warn_of_few_steps(self)
 
     def save_model(self) -> Any:
         """Save as the stock trainer does, after asserting that no width changed."""
@@ -143,6 +145,24 @@ TRAINERS: dict[str, type[SlimTrainerMixin]] = {
     "obb": SlimOBBTrainer,
 }
 """The trainer of each task."""
+
+
+FEW_STEPS = 1000
+"""Optimizer steps with which a network that lost channels does not recover, if more are to be had."""
+
+
+def warn_of_few_steps(trainer: Any) -> None:
+    """Say so where the host's gathering of batches leaves a small data set few optimizer steps.
+
+    Measured: YOLOv8n at half its MACs, 30 epochs of 205 images: 97 steps reach a test mAP50-95 of .518, 390 reach .569.
+    """
+    batches = len(trainer.train_loader) * (trainer.epochs - trainer.start_epoch)
+    steps = batches // trainer.accumulate
+    if RANK in {-1, 0} and trainer.accumulate > 1 and steps < FEW_STEPS:
+        LOGGER.warning(
+            f"{steps} optimizer steps in {trainer.epochs} epochs: few for a network that lost channels, since the host "
+            f"gathers {trainer.accumulate} batches for each; nbs={trainer.batch_size} takes {batches}"
+        )
 
 
 def forget_run(folder: Path) -> None:
