@@ -106,15 +106,21 @@ class TestTraining:
         ]
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
-    def test_a_slim_checkpoint_stays_slim(self, command, slim_checkpoint, tiny_data, tmp_path):
+    def test_a_slim_checkpoint_stays_slim_and_frozen_layers_as_they_are(
+        self, command, slim_checkpoint, tiny_data, tmp_path
+    ):
         outcome = command(
-            *("train", f"model={slim_checkpoint}", f"data={tiny_data}", "epochs=1", "sparsity=1.0"),
+            *("train", f"model={slim_checkpoint}", f"data={tiny_data}", "epochs=1", "sparsity=1.0", "freeze=1"),
             *(f"project={tmp_path}", "name=a", *SGD, *WORDS),
         )
         assert outcome.code == 0
         model = read_checkpoint(tmp_path / "a" / "weights" / "last.pt").model
         assert is_slim(model)
-        assert widths(model) == widths(read_checkpoint(slim_checkpoint).model)
+        start = read_checkpoint(slim_checkpoint).model
+        assert widths(model) == widths(start)
+        for layer, frozen in (("0", True), ("1", False)):
+            found, before = model.model[int(layer)].bn.weight, start.model[int(layer)].bn.weight
+            assert torch.equal(found, before) == frozen
         assert record_of(tmp_path / "a")["options"]["strength"] == 1.0
 
     def test_a_cfg_file_of_the_host_passes_through(self, command, dense_checkpoint, tiny_data, tmp_path):
