@@ -48,8 +48,10 @@ class TestRepetition:
     def test_two_outputs_of_one_name(self, dense, refused):
         assert "same path" in refused("prune", f"model={dense}", *PRUNE, "save_plan=slim.pt")
 
-    def test_a_plan_and_a_target(self, dense, refused):
-        assert "plan= together with a target" in refused("prune", f"model={dense}", *PRUNE, "plan=plan.json")
+    @pytest.mark.parametrize("word", ["target_macs=0.3", "criterion=l1", "allocation=uniform", "round_to=4"])
+    def test_a_plan_and_what_it_has_chosen_already(self, dense, refused, word):
+        message = refused("prune", f"model={dense}", "out=slim.pt", "plan=plan.json", word)
+        assert f"plan= together with {word}" in message
 
 
 class TestNames:

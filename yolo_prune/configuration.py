@@ -130,12 +130,23 @@ def require_choice(key: str, value: str, known: Iterable[str]) -> None:
         )
 
 
+def changed(config: Any, names: Iterable[str]) -> list[str]:
+    """Return, as `key=value`, the settings among some names that are not at their default."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    values = {name: getattr(config, name) for name in names}
+    return [f"{name}={value}" for name, value in values.items() if value != _default(fields[name])]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    factory = field.default_factory
+    return field.default if factory is dataclasses.MISSING else factory()
+
+
 def describe(schema: Any) -> list[tuple[str, str, str]]:
     """Return (key, default with unit, help) of every field, the required ones first, for `--help`."""
     rows = []
     for field in dataclasses.fields(schema):
-        factory = field.default_factory
-        default = field.default if factory is dataclasses.MISSING else factory()
+        default = _default(field)
         shown = "required" if default == MISSING else _as_typed(default)
         unit = field.metadata.get("unit", "")
         rows.append((field.name, f"{shown} {unit}".strip(), field.metadata.get("help", "")))

@@ -12,7 +12,7 @@ from torch import nn
 
 from yolo_prune.allocation import ATTENTION, PATHS, Allocation, Budget, Constraints, allocate
 from yolo_prune.channels import BoolArray, ChannelGraph
-from yolo_prune.configuration import json_setting, require_choice, setting
+from yolo_prune.configuration import changed, json_setting, require_choice, setting
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import require_new_outputs
 from yolo_prune.hosts.refusals import require_imgsz
@@ -46,6 +46,11 @@ class PruneConfig:
     plan: str | None = setting(None, help="apply this plan (JSON) instead of choosing")
     save_plan: str | None = setting(None, help="also write the plan to this JSON file; must not exist")
     json: str | None = json_setting("the table")
+
+
+CHOICES = ("target_macs", "target_params", "criterion", "allocation", "reduction", "normalization", "min_channels",
+           "max_fraction", "round_to", "attention")  # fmt: skip
+"""Settings that choose channels, which a plan has done already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +138,8 @@ def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
     out = Path(config.out)
     require_new_outputs({"out": config.out, "save_plan": config.save_plan, "json": config.json})
     chosen = None if config.plan else choices(config)
-    if config.plan and (config.target_macs is not None or config.target_params is not None):
-        raise ConfigError("plan= together with a target", expected="one of them: a plan holds every choice already")
+    for word in changed(config, CHOICES) if config.plan else ():
+        raise ConfigError(f"plan= together with {word}", expected="one of them: a plan holds every choice already")
     source = host.read(Path(config.model))
     graph = host.trace(source.model)
     plan = PrunePlan.load(Path(config.plan)) if config.plan else make_plan(source, graph, config, *chosen)  # type: ignore[misc]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from yolo_prune.allocation import PATHS, Constraints
-from yolo_prune.configuration import json_setting, require_choice, setting
+from yolo_prune.configuration import changed, json_setting, require_choice, setting
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.slim import is_slim
@@ -181,14 +181,12 @@ def _require_unset(config: TrainConfig, names: Sequence[str], needed: str) -> No
     Raises:
         ConfigError: One of them is not at its default.
     """
-    plain = TrainConfig(model="-")
-    for name in names:
-        if getattr(config, name) != getattr(plain, name):
-            raise ConfigError(
-                f"{name}={getattr(config, name)} without {needed}=",
-                expected=f"{needed}= beside it, or neither",
-                remedy="a resumed run reads its settings from its folder" if config.resume else "",
-            )
+    for word in changed(config, names):
+        raise ConfigError(
+            f"{word} without {needed}=",
+            expected=f"{needed}= beside it, or neither",
+            remedy="a resumed run reads its settings from its folder" if config.resume else "",
+        )
 
 
 def _known(asked: Options | None, known: Options | None, what: str) -> Options | None:
