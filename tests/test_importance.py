@@ -2,52 +2,98 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
+import yaml
+from command_line import write_yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_cases import OWN, build_lively
+from models import lively
 from torch import nn
 from toys import build
 
 from yolo_prune.channels import ChannelGraph, trace
 from yolo_prune.errors import ConfigError
-from yolo_prune.importance import CRITERIA, score_channels
+from yolo_prune.hosts.ultralytics.collection import collect_evidence
+from yolo_prune.hosts.ultralytics.surgery import trace_model
+from yolo_prune.importance import CRITERIA, Evidence, collect, score_channels
+from yolo_prune.importance.evidence import QUIET, Activations, activated, effective_rank
+from yolo_prune.importance.lamp import lamp
 
 # Four filters of Chain.a, flattened to three numbers each (the rest zero), and four scales.
 FILTERS = [[3.0, 4.0, 0.0], [1.0, -1.0, 1.0], [0.0, 0.0, 0.0], [0.0, -5.0, 12.0]]
 SCALES = [0.5, -2.0, 0.0, 1.0]
+GRADIENTS = [[1.0, -2.0, 0.0], [0.0, 3.0, 1.0], [5.0, 5.0, 5.0], [2.0, 0.0, -1.0]]
+SCALE_GRADIENTS = [2.0, 0.5, 3.0, 1.0]
 EXPECTED = {
     "l1": [7.0, 3.0, 0.0, 17.0],
     "l2": [5.0, 3.0**0.5, 0.0, 13.0],
     "bn_scale": [0.5, 2.0, 0.0, 1.0],
+    "fpgm": [  # distances to the others: to b, c and d from a, and so on
+        30.0**0.5 + 5.0 + 234.0**0.5,
+        30.0**0.5 + 3.0**0.5 + 138.0**0.5,
+        5.0 + 3.0**0.5 + 13.0,
+        234.0**0.5 + 138.0**0.5 + 13.0,
+    ],
+    "lamp": [25 / (25 + 169), 3 / (3 + 25 + 169), 0.0, 1.0],
+    "taylor": [3 * 1 + 4 * 2, 1 * 3 + 1 * 1, 0.0, 12 * 1],
+    "taylor_gate": [(0.5 * 2) ** 2, (2 * 0.5) ** 2, 0.0, 1.0],
+    "fisher": [(9 * 1 + 16 * 4) / 2, (9 + 1) / 2, 0.0, 144 / 2],
+    "apoz": [0.75, 0.5, 0.0, 1.0],
+    "hrank": [2.0, 1.0, 0.0, 3.0],
 }
+
+
+def spread(rows: list[list[float]]) -> torch.Tensor:
+    """Three numbers a filter in the middle of 3x3 kernels."""
+    weight = torch.zeros(4, 3, 3, 3)
+    weight[:, :, 1, 1] = torch.tensor(rows)
+    return weight
 
 
 def four_filters() -> tuple[nn.Module, ChannelGraph]:
     model = build("Chain")
     with torch.no_grad():
-        model.a.weight.zero_()
-        model.a.weight[:, :, 1, 1] = torch.tensor(FILTERS)
+        model.a.weight.copy_(spread(FILTERS))
         model.norm.weight.copy_(torch.tensor(SCALES))
     return model, trace(model, torch.zeros(1, 3, 8, 8))
 
 
-def scores_of(model: nn.Module, graph: ChannelGraph, criterion: str, group: str = "a", **options) -> np.ndarray:
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    scores = score_channels(graph, tensors, CRITERIA[criterion], **options)
+def evidence_of(model: nn.Module, order: list[int] | None = None) -> Evidence:
+    """The model's weights, and what is said to have been gathered of its four filters, in another order if asked."""
+    order = order or [0, 1, 2, 3]
+    gradients = {"a.weight": spread(GRADIENTS).abs()[order], "norm.weight": torch.tensor(SCALE_GRADIENTS)[order]}
+    quiet, rank = torch.tensor([0.25, 0.5, 1.0, 0.0])[order], torch.tensor([2.0, 1.0, 0.0, 3.0])[order]
+    return Evidence(
+        tensors={**dict(model.named_parameters()), **dict(model.named_buffers())},
+        gradients=gradients,
+        squares={name: value.square() for name, value in gradients.items()},
+        activations={("a.weight", 0): Activations(quiet=quiet, rank=rank)},
+    )
+
+
+def scores_of(
+    model: nn.Module, graph: ChannelGraph, criterion: str, group: str = "a", order: list[int] | None = None, **options
+) -> np.ndarray:
+    scores = score_channels(graph, evidence_of(model, order), CRITERIA[criterion], **options)
     return scores[graph.groups[graph.group_names()[group]].channels]
 
 
 def test_every_criterion_has_a_hand_computed_case() -> None:
-    assert set(EXPECTED) == set(CRITERIA)
+    assert set(EXPECTED) | {"random"} == set(CRITERIA)
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", EXPECTED)
 def test_hand_computed_scores(criterion: str) -> None:
     model, graph = four_filters()
     np.testing.assert_allclose(scores_of(model, graph, criterion, normalization="none"), EXPECTED[criterion], rtol=1e-6)
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", EXPECTED)
 def test_mean_normalization_divides_by_the_groups_mean(criterion: str) -> None:
     model, graph = four_filters()
     expected = np.array(EXPECTED[criterion])
@@ -55,7 +101,7 @@ def test_mean_normalization_divides_by_the_groups_mean(criterion: str) -> None:
     np.testing.assert_allclose(found, expected / expected.mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", EXPECTED)
 def test_permuting_filters_permutes_scores(criterion: str) -> None:
     model, graph = four_filters()
     before = scores_of(model, graph, criterion)
@@ -63,7 +109,8 @@ def test_permuting_filters_permutes_scores(criterion: str) -> None:
     with torch.no_grad():
         model.a.weight.copy_(model.a.weight[order])
         model.norm.weight.copy_(model.norm.weight[order])
-    np.testing.assert_allclose(scores_of(model, graph, criterion), before[order.numpy()], rtol=1e-12)
+    found = scores_of(model, graph, criterion, order=order.tolist())
+    np.testing.assert_allclose(found, before[order.numpy()], rtol=1e-12)
 
 
 @pytest.mark.parametrize(("reduction", "combine"), [("sum", np.sum), ("mean", np.mean), ("max", np.max)])
@@ -87,3 +134,191 @@ def test_weights_that_are_not_finite_are_refused() -> None:
         model.a.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(ConfigError, match=r"a\.weight"):
         scores_of(model, graph, "l1")
+
+
+def test_chance_is_repeatable_one_number_a_channel_and_none_of_the_weights() -> None:
+    model = build("Residual")
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    before = scores_of(model, graph, "random", reduction="mean")
+    np.testing.assert_array_equal(before, scores_of(model, graph, "random", reduction="max"))
+    with torch.no_grad():
+        model.a.weight.mul_(2.0)
+    np.testing.assert_array_equal(before, scores_of(model, graph, "random"))
+    assert len(set(before)) == len(before)
+
+
+@given(st.lists(st.floats(0.0, 1e6), min_size=1, max_size=30))
+def test_lamp_by_its_definition(squares: list[float]) -> None:
+    values = np.array(squares)
+    expected = [value / values[values >= value].sum() if value else 0.0 for value in values]
+    np.testing.assert_allclose(lamp(values), expected, rtol=1e-9)
+
+
+class TestEffectiveRank:
+    @pytest.mark.parametrize(
+        ("matrix", "rank"),
+        [
+            (torch.eye(4), 4.0),
+            (torch.ones(3, 5), 1.0),
+            (torch.zeros(3, 3), 0.0),
+            (torch.diag(torch.tensor([2.0, 1.0, 1.0])), np.exp(0.5 * np.log(2) + 0.5 * np.log(4))),
+        ],
+    )
+    def test_by_hand(self, matrix, rank):
+        assert float(effective_rank(matrix)) == pytest.approx(rank, rel=1e-5)
+        assert effective_rank(matrix.expand(2, 3, *matrix.shape)).shape == (2, 3)
+
+    @settings(deadline=None)
+    @given(st.floats(0.1, 10.0), st.integers(0, 100))
+    def test_scale_does_not_matter(self, scale, seed):
+        matrix = torch.rand(6, 6, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(effective_rank(matrix), effective_rank(scale * matrix), rtol=1e-3, atol=1e-3)
+
+
+def batches(count: int = 3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(2, 3, 8, 8, generator=generator) for _ in range(count)]
+
+
+def squared(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    return model(batch).square().mean()
+
+
+class TestCollect:
+    BOTH = ("gradients", "activations")
+
+    def test_gradients_are_means_over_batches(self):
+        model = build("Chain").eval()
+        graph = trace(model, torch.zeros(1, 3, 8, 8))
+        found = collect(model, graph, batches(), squared, needs=["gradients"])
+        each = []
+        for batch in batches():
+            model.zero_grad()
+            squared(model, batch).backward()
+            each.append(model.a.weight.grad.clone())
+        torch.testing.assert_close(found.gradients["a.weight"], torch.stack(each).abs().mean(dim=0))
+        torch.testing.assert_close(found.squares["a.weight"], torch.stack(each).square().mean(dim=0))
+        assert found.activations == {}
+
+    def test_activations_are_those_behind_norm_and_activation(self):
+        """Of a block that owns one convolution, its own output; of a bare convolution, that one's."""
+        model = lively("yolov8n")
+        graph = trace_model(model)
+        images = [torch.rand(2, 3, 64, 64)]
+        found = collect(model, graph, images, lambda model, image: model(image)[0].mean(), needs=["activations"])
+        assert found.gradients == {}
+        with torch.no_grad():
+            values = model.model[0](images[0])
+        limit = QUIET * values.square().mean().sqrt()
+        torch.testing.assert_close(
+            found.activations["model.0.conv.weight", 0].quiet, (values.abs() <= limit).float().mean(dim=(0, 2, 3))
+        )
+        assert activated(model, graph, "model.0.conv") == "model.0"
+        assert activated(model, graph, "model.22.cv2.0.2") == "model.22.cv2.0.2"
+        free = {graph.groups[index].name for index in graph.free_groups()}
+        assert {f"{name.partition('#')[0]}.weight" for name in free} <= {name for name, _ in found.activations}
+
+    def test_of_two_convolutions_in_one_module_the_norm_is_the_last_that_can_be_told(self):
+        model = build_lively(str(OWN / "yolov8-resnet18.yaml"))  # a torchvision block owns two
+        graph = trace_model(model)
+        assert activated(model, graph, "model.0.m.4.0.conv1") == "model.0.m.4.0.bn1"
+
+    def test_with_relu_and_no_tolerance_quiet_is_the_share_of_zeros(self, monkeypatch):
+        """The original APoZ."""
+        monkeypatch.setattr("yolo_prune.importance.evidence.QUIET", 0.0)
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()), nn.Conv2d(4, 2, 1)
+        ).eval()
+        graph = trace(model, torch.zeros(1, 3, 8, 8))
+        found = collect(model, graph, batches(1), squared, needs=["activations"])
+        values = model[0](batches(1)[0])
+        expected = (values == 0).float().mean(dim=(0, 2, 3))
+        assert 0 < expected.mean() < 1
+        torch.testing.assert_close(found.activations["0.0.weight", 0].quiet, expected)
+
+    def test_nothing_of_the_model_changes(self):
+        model = build("Chain").eval()
+        graph = trace(model, torch.zeros(1, 3, 8, 8))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        collect(model, graph, batches(), squared, needs=self.BOTH)
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert not any(module._forward_hooks for module in model.modules())
+
+    def test_equivariance_through_a_whole_network(self):
+        """The same function with its filters in another order: the scores are in that order too."""
+        order = torch.tensor([2, 0, 3, 1])
+        models = [build("Chain").eval() for _ in range(2)]
+        with torch.no_grad():
+            for tensor in (models[1].a.weight, *models[1].norm.parameters(), *models[1].norm.buffers()):
+                if tensor.dim():
+                    tensor.copy_(tensor[order])
+            models[1].b.weight.copy_(models[1].b.weight[:, order])
+        graph = trace(models[0], torch.zeros(1, 3, 8, 8))
+        evidence = [collect(model, graph, batches(), squared, needs=self.BOTH) for model in models]
+        group = graph.groups[graph.group_names()["a"]].channels
+        for name, criterion in CRITERIA.items():
+            if name != "random":
+                first, second = (score_channels(graph, one, criterion)[group] for one in evidence)
+                np.testing.assert_allclose(second, first[order.numpy()], rtol=1e-4, err_msg=name)
+
+    def test_no_batch_and_a_loss_that_is_not_finite_are_refused(self):
+        model = build("Chain").eval()
+        graph = trace(model, torch.zeros(1, 3, 8, 8))
+        with pytest.raises(ConfigError, match="no batch"):
+            collect(model, graph, [], squared, needs=self.BOTH)
+        bad = [batches()[0], torch.full((1, 3, 8, 8), float("nan"))]
+        for needs, said in ((["gradients"], "loss of batch 2 is nan"), (self.BOTH, "are not finite")):
+            with pytest.raises(ConfigError, match=said):
+                collect(model, graph, bad, squared, needs=needs)
+        assert not any(module._forward_hooks for module in model.modules())
+
+
+class TestOnTheHostsData:
+    @pytest.mark.parametrize("task", ["yolov8n", "yolo26n"])
+    def test_is_repeatable_and_leaves_the_model_alone(self, tiny_data, task):
+        model = lively(task)
+        graph = trace_model(model)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        words = {"data": tiny_data, "imgsz_px": 64, "batches": 2, "batch": 4, "workers": 0}
+        first, second = (collect_evidence(model, graph, needs=("gradients", "activations"), **words) for _ in range(2))
+        for name in ("taylor", "taylor_gate", "fisher", "apoz", "hrank"):
+            scores = [score_channels(graph, one, CRITERIA[name]) for one in (first, second)]
+            np.testing.assert_array_equal(*scores)
+            free = np.concatenate([graph.groups[index].channels for index in graph.free_groups()])
+            assert np.isfinite(scores[0][free]).mean() > 0.9, name
+            assert scores[0][free].std() > 0, name
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+    def test_a_slim_checkpoint_by_what_the_data_says(self, command, dense_checkpoint, data, desk):
+        words = ["prune", f"model={dense_checkpoint}", "target_macs=0.5", "imgsz=64", f"data={data}"]
+        more = ["batches=2", "batch=4", "workers=0", "out=slim.pt", "json=result.json", "criterion=taylor"]
+        assert command(*words, *more).code == 0
+        choice = json.loads((desk / "result.json").read_text())["plan"]["choice"]
+        assert choice["criterion"] == "taylor"
+        assert (choice["batches"], choice["batch"]) == (2, 4)
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["criterion=taylor"], "criterion=taylor without data="),
+            (["criterion=l2", "data=data.yaml"], "data=data.yaml with criterion=l2"),
+            (["batches=3"], "batches=3 with criterion=l2"),
+            (["criterion=apoz", "data=data.yaml", "batches=0"], "batches=0"),
+            (["criterion=apoz", "data=nowhere.yaml"], "nowhere.yaml"),
+        ],
+    )
+    @pytest.mark.usefixtures("data")
+    def test_bad_input(self, refused, dense_checkpoint, words, said):
+        assert said in refused("prune", f"model={dense_checkpoint}", "out=slim.pt", "target_macs=0.5", *words)
+
+    def test_data_of_other_classes(self, refused, dense_checkpoint, desk, data):
+        content = yaml.safe_load(data.read_text())
+        more = write_yaml(desk / "more.yaml", {**content, "nc": 5, "names": [*map(str, range(5))]})
+        words = ["prune", f"model={dense_checkpoint}", "out=slim.pt", "target_macs=0.5", "criterion=taylor"]
+        assert "has 5 classes" in refused(*words, f"data={more}")
+
+    def test_while_training_there_is_no_time_for_it(self, refused, dense_checkpoint, data):
+        words = ["train", f"model={dense_checkpoint}", f"data={data}", "prune_every=1", "target_macs=0.5"]
+        assert "criterion=taylor while training" in refused(*words, "criterion=taylor")

@@ -59,7 +59,7 @@ class TestNames:
         ("key", "value", "nearest"),
         [
             ("criterion", "bnscale", "bn_scale"),
-            ("criterion", "taylor", "bn_scale, l1, l2"),
+            ("criterion", "magic", "l1, l2, fpgm"),
             ("allocation", "globl", "global"),
             ("reduction", "avg", "sum, mean, max"),
             ("normalization", "meen", "mean"),

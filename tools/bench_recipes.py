@@ -199,12 +199,14 @@ class Laboratory:
         return folder / "weights" / "best.pt"
 
     def _prune(self, number: int, step: Step, model: Path) -> Path:
-        settings = step.settings(0, self.cell.budget)
+        settings = dict(step.settings(0, self.cell.budget))
+        if settings.get("data") == "data":
+            settings["data"] = self.config.data
         # Named by what it was made from: a training that was repeated makes another slim model.
         out = self.folder / f"{number}_slim_{sha256(model)[:8]}.pt"
         if not out.is_file():
             prune(PruneConfig(model=str(model), out=str(out), imgsz=self.cell.imgsz_px, **settings))
-        self.stages.append({"prune": out.stem, **settings})
+        self.stages.append({"prune": out.stem, **_plain(settings)})
         return out
 
     def _map(self, model: Path, split: str) -> float:
@@ -238,7 +240,7 @@ def _curve(results: Path) -> list[float]:
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings without the folders of this machine."""
-    return {key: Path(value).name if key == "distill" else value for key, value in settings.items()}
+    return {key: Path(value).name if key in ("distill", "data") else value for key, value in settings.items()}
 
 
 def _sparsity(folder: Path) -> dict[str, Any]:

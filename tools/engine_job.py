@@ -15,13 +15,13 @@ from yolo_prune.allocation import Allocation, Budget, allocate
 from yolo_prune.channels import BoolArray, ChannelGraph, trace
 from yolo_prune.hosts.ultralytics.checkpoints import build_from_yaml
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, trace_side, verifier
-from yolo_prune.importance import CRITERIA, score_channels
+from yolo_prune.importance import CRITERIA, Evidence, score_channels
 from yolo_prune.surgery import counted_macs
 
 
 def planned(graph: ChannelGraph, model: torch.nn.Module, ratio: float) -> BoolArray:
     """Choose the channels to keep."""
-    scores = score_channels(graph, dict(model.state_dict()), CRITERIA["l2"])
+    scores = score_channels(graph, Evidence(tensors=model.state_dict()), CRITERIA["l2"])
     return allocate(graph, scores, Budget(unit="macs", ratio=ratio), Allocation())
 
 

@@ -63,6 +63,7 @@ RECIPES: dict[str, list[Step]] = {
     "direct": [cut(allocation="uniform"), tune()],
     "direct_often": [cut(allocation="uniform"), tune(**OFTEN)],
     "direct_global": [cut(allocation="global"), tune(**OFTEN)],
+    "direct_taylor": [cut(allocation="uniform", criterion="taylor", data="data"), tune(**OFTEN)],
     "distilled": [cut(allocation="uniform"), tune(distill="dense", **OFTEN)],
     "gradual": [cut_in_steps(steps=5, until=0.4)],
     "gradual_often": [cut_in_steps(steps=5, until=0.4, **OFTEN)],

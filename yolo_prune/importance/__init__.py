@@ -1,10 +1,28 @@
-"""Which channels matter: one file a criterion, one row each in `CRITERIA`."""
+"""Which channels matter: one file a kind of criterion, one row each in `CRITERIA`."""
 
 from yolo_prune.importance.base import Criterion, FloatArray, Normalization, Reduction, score_channels
 from yolo_prune.importance.bn_scale import BN_SCALE
+from yolo_prune.importance.chance import RANDOM
+from yolo_prune.importance.evidence import Evidence, collect
+from yolo_prune.importance.feature_maps import APOZ, HRANK
+from yolo_prune.importance.lamp import LAMP
 from yolo_prune.importance.magnitude import L1, L2
+from yolo_prune.importance.sensitivity import FISHER, TAYLOR, TAYLOR_GATE
+from yolo_prune.importance.similarity import FPGM
 
-CRITERIA: dict[str, Criterion] = {criterion.name: criterion for criterion in (BN_SCALE, L1, L2)}
+CRITERIA: dict[str, Criterion] = {
+    criterion.name: criterion
+    for criterion in (L1, L2, FPGM, LAMP, BN_SCALE, TAYLOR, TAYLOR_GATE, FISHER, APOZ, HRANK, RANDOM)
+}
 """Every criterion by the name that the user types."""
 
-__all__ = ["CRITERIA", "Criterion", "FloatArray", "Normalization", "Reduction", "score_channels"]
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Evidence",
+    "FloatArray",
+    "Normalization",
+    "Reduction",
+    "collect",
+    "score_channels",
+]

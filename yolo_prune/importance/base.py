@@ -11,10 +11,12 @@ from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from yolo_prune.channels import AxisKey, ChannelGraph, Role
+from yolo_prune.channels import Axis, AxisKey, ChannelGraph, Role
 from yolo_prune.errors import ConfigError
+from yolo_prune.importance.evidence import Evidence, Need
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 Reduction: TypeAlias = Literal["sum", "mean", "max"]
@@ -27,6 +29,7 @@ class Criterion(Protocol):
     Attributes:
         name: What the user types.
         normalization: What makes its scores comparable between layers.
+        needs: What it wants to know of training batches; empty if weights are enough.
     """
 
     @property
@@ -35,16 +38,25 @@ class Criterion(Protocol):
     @property
     def normalization(self) -> Normalization: ...  # noqa: D102
 
-    def score(self, graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AxisKey, FloatArray]]:
-        """Yield, for each axis that the criterion looks at, one score per entry, shape (size of the axis,)."""
+    @property
+    def needs(self) -> frozenset[Need]: ...  # noqa: D102
+
+    def score(self, graph: ChannelGraph, evidence: Evidence) -> Iterator[tuple[AxisKey, FloatArray]]:
+        """Yield, for each axis that the criterion looks at, one score per entry, shape (entries of the axis,)."""
         ...
 
 
 def filters(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AxisKey, Tensor]]:
-    """Yield each weight that produces channels, as (axis, matrix of shape (filters, numbers per filter))."""
+    """Yield each weight that produces channels, as (axis, float32 matrix of shape (filters, numbers per filter))."""
     for (name, dim), axis in graph.axes.items():
-        if axis.role is Role.PRODUCER and tensors[name].dim() > 1:
-            yield (name, dim), tensors[name].detach().float().movedim(dim, 0).flatten(1)
+        if axis.role is Role.PRODUCER and name in tensors and tensors[name].dim() > 1:
+            yield (name, dim), as_rows(tensors[name], dim, axis)
+
+
+def as_rows(weight: Tensor, dim: int, axis: Axis) -> Tensor:
+    """Return a weight as one row for each entry of an axis, on the CPU; see `Axis.groups`."""
+    blocks = weight.detach().cpu().float().chunk(axis.groups)
+    return torch.cat([block.movedim(dim, 0).flatten(1) for block in blocks])
 
 
 def scale_axes(graph: ChannelGraph) -> Iterator[AxisKey]:
@@ -58,12 +70,13 @@ def scale_axes(graph: ChannelGraph) -> Iterator[AxisKey]:
 def scales(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AxisKey, Tensor]]:
     """Yield each batch-norm scale, as (axis, vector of shape (channels,))."""
     for key in scale_axes(graph):
-        yield key, tensors[key[0]].detach().cpu().double()
+        if key[0] in tensors:
+            yield key, tensors[key[0]].detach().cpu().double()
 
 
 def score_channels(
     graph: ChannelGraph,
-    tensors: Mapping[str, Tensor],
+    evidence: Evidence,
     criterion: Criterion,
     *,
     reduction: Reduction = "mean",
@@ -73,7 +86,7 @@ def score_channels(
 
     Args:
         graph: The channel graph.
-        tensors: Parameters and buffers by state-dict name.
+        evidence: Weights, and what the criterion needs of training batches.
         criterion: Scores the entries of axes.
         reduction: How the scores of everything that a channel is made of are combined.
         normalization: `mean` divides by the mean of the channel's group, so that groups compare in a global ranking;
@@ -88,7 +101,7 @@ def score_channels(
     total = np.zeros(graph.channel_count)
     largest = np.full(graph.channel_count, -np.inf)
     members = np.zeros(graph.channel_count)
-    for key, scores in criterion.score(graph, tensors):
+    for key, scores in criterion.score(graph, evidence):
         channels = graph.axes[key].channels
         if not np.isfinite(scores).all():
             raise ConfigError(f"'{key[0]}' has scores that are not finite", expected="finite weights")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from yolo_prune.channels import AxisKey, ChannelGraph
 from yolo_prune.importance.base import FloatArray, Normalization, filters
+from yolo_prune.importance.evidence import Evidence, Need
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,18 @@ class FilterNorm:
     Attributes:
         name: What the user types.
         order: p of the norm.
+        needs: Nothing but weights.
         normalization: Norms depend on the fan-in, so they are divided by their group's mean.
     """
 
     name: str
     order: int
     normalization: Normalization = "mean"
+    needs: frozenset[Need] = frozenset()
 
-    def score(self, graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AxisKey, FloatArray]]:
+    def score(self, graph: ChannelGraph, evidence: Evidence) -> Iterator[tuple[AxisKey, FloatArray]]:
         """Yield the norm of every filter."""
-        for key, matrix in filters(graph, tensors):
+        for key, matrix in filters(graph, evidence.tensors):
             yield key, torch.linalg.vector_norm(matrix, self.order, dim=1).double().numpy()
 
 

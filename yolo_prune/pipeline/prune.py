@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
+
+from torch import nn
+
+from yolo_prune.channels import ChannelGraph
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, write_slim
+from yolo_prune.hosts.ultralytics.collection import collect_evidence
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
+from yolo_prune.importance import Evidence
+from yolo_prune.importance.evidence import Need
 from yolo_prune.pipeline.pruning import PruneConfig, PruneResult, PruningHost, prune_with
 
-ULTRALYTICS = PruningHost(read=read_checkpoint, trace=trace_model, cut=slim_copy, verifier=verifier, write=write_slim)
+
+def _collect(model: nn.Module, graph: ChannelGraph, needs: Collection[Need], config: PruneConfig) -> Evidence:
+    return collect_evidence(
+        model,
+        graph,
+        needs=needs,
+        data=Path(str(config.data)),
+        imgsz_px=config.imgsz,
+        batches=config.batches,
+        batch=config.batch,
+        workers=config.workers,
+    )
+
+
+ULTRALYTICS = PruningHost(
+    read=read_checkpoint,
+    trace=trace_model,
+    cut=slim_copy,
+    verifier=verifier,
+    write=write_slim,
+    collect=_collect,
+)
 
 
 def prune(config: PruneConfig) -> PruneResult:

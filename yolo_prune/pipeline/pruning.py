@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,8 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.files import require_new_outputs
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.slim import Checkpoint
-from yolo_prune.importance import CRITERIA, score_channels
+from yolo_prune.importance import CRITERIA, Evidence, score_channels
+from yolo_prune.importance.evidence import Need
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.report import quantity, render
 from yolo_prune.surgery import Folding, Verification, Verifier, fold_constants
@@ -40,6 +41,10 @@ class PruneConfig:
     min_channels: int = setting(8, help="fewest that a group keeps", unit="channels")
     max_fraction: float = setting(0.9, help="largest fraction of a group that may go")
     round_to: int = setting(8, help="kept widths are multiples of this", unit="channels")
+    data: str | None = setting(None, help="data yaml, whose training images criteria that need data look at")
+    batches: int = setting(16, help="batches that they look at")
+    batch: int = setting(16, help="images of a batch")
+    workers: int = setting(2, help="loader processes")
     attention: str = setting("width", help="what attention loses: width (of every head alike), heads (whole), none")
     imgsz: int = setting(640, help="image side at which MACs are counted", unit="px")
     fold: bool = setting(False, help="fold the constants of removed channels into their readers")
@@ -49,7 +54,7 @@ class PruneConfig:
 
 
 CHOICES = ("target_macs", "target_params", "criterion", "allocation", "reduction", "normalization", "min_channels",
-           "max_fraction", "round_to", "attention")  # fmt: skip
+           "max_fraction", "round_to", "attention", "data")  # fmt: skip
 """Settings that choose channels, which a plan has done already."""
 
 
@@ -120,6 +125,7 @@ class PruningHost:
         cut: Returns a slim copy of a model by a keep mask.
         verifier: Returns what proves slim copies of a model.
         write: Writes a slim checkpoint that the host loads.
+        collect: Gathers what criteria need of training batches; None where the host cannot.
     """
 
     read: Callable[[Path], Checkpoint]
@@ -127,6 +133,7 @@ class PruningHost:
     cut: Callable[[nn.Module, ChannelGraph, BoolArray], nn.Module]
     verifier: Callable[[nn.Module, ChannelGraph], Verifier]
     write: Writer
+    collect: Callable[[nn.Module, ChannelGraph, Collection[Need], PruneConfig], Evidence] | None = None
 
 
 def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
@@ -142,7 +149,7 @@ def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
         raise ConfigError(f"plan= together with {word}", expected="one of them: a plan holds every choice already")
     source = host.read(Path(config.model))
     graph = host.trace(source.model)
-    plan = PrunePlan.load(Path(config.plan)) if config.plan else make_plan(source, graph, config, *chosen)  # type: ignore[misc]
+    plan = PrunePlan.load(Path(config.plan)) if config.plan else make_plan(host, source, graph, config, *chosen)  # type: ignore[misc]
     plan.require_source(source.sha256)
     keep = plan.keep_mask(graph)
     slim = host.cut(source.model, graph, keep)
@@ -160,15 +167,43 @@ def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
     return PruneResult(out=out, plan=plan, verification=proof, widths=widths, folding=folding)
 
 
+def weights_of(model: nn.Module) -> Evidence:
+    """Return what criteria that need no data look at."""
+    return Evidence(tensors={**dict(model.named_parameters()), **dict(model.named_buffers())})
+
+
+def _evidence(host: PruningHost, model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> Evidence:
+    """Gather what a criterion needs of training batches.
+
+    Raises:
+        ConfigError: The host cannot.
+    """
+    if host.collect is None:
+        raise ConfigError(
+            f"criterion {config.criterion} on this host",
+            expected=f"one that looks at weights only: {', '.join(_without_data())}",
+        )
+    return host.collect(model, graph, CRITERIA[config.criterion].needs, config)
+
+
+def _without_data() -> list[str]:
+    return [name for name, criterion in CRITERIA.items() if not criterion.needs]
+
+
 def make_plan(
-    source: Checkpoint, graph: ChannelGraph, config: PruneConfig, budget: Budget, allocation: Allocation
+    host: PruningHost,
+    source: Checkpoint,
+    graph: ChannelGraph,
+    config: PruneConfig,
+    budget: Budget,
+    allocation: Allocation,
 ) -> PrunePlan:
     """Choose the channels to keep."""
-    tensors = {**dict(source.model.named_parameters()), **dict(source.model.named_buffers())}
+    criterion = CRITERIA[config.criterion]
     scores = score_channels(
         graph,
-        tensors,
-        CRITERIA[config.criterion],
+        _evidence(host, source.model, graph, config) if criterion.needs else weights_of(source.model),
+        criterion,
         reduction=config.reduction,  # type: ignore[arg-type]  # checked by `choices`
         normalization=config.normalization,  # type: ignore[arg-type]
     )
@@ -181,6 +216,8 @@ def make_plan(
         f"target_{budget.unit}": budget.ratio,
         **asdict(allocation.constraints),
     }
+    if criterion.needs:
+        choice |= {"data": Path(str(config.data)).name, "batches": config.batches, "batch": config.batch}
     return plan_from_keep(graph, keep, source_sha256=source.sha256, imgsz_px=config.imgsz, choice=choice)
 
 
@@ -191,6 +228,7 @@ def choices(config: PruneConfig) -> tuple[Budget, Allocation]:
         ConfigError: No target or two, an unknown name, or a number that is out of range.
     """
     require_choice("criterion", config.criterion, CRITERIA)
+    require_data(config)
     require_choice("allocation", config.allocation, PATHS)
     require_choice("reduction", config.reduction, ("sum", "mean", "max"))
     require_choice("normalization", config.normalization or "none", ("none", "mean"))
@@ -220,3 +258,23 @@ def _fold_example(graph: ChannelGraph, model: nn.Module) -> torch.Tensor:
     side = 4 * graph.cost.imgsz_px
     channels = next(module for module in model.modules() if isinstance(module, nn.Conv2d)).in_channels
     return torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def require_data(config: PruneConfig) -> None:
+    """Refuse a criterion that lacks its data, and data that nothing looks at.
+
+    Raises:
+        ConfigError: One of the two, or a number below 1.
+    """
+    needed = bool(CRITERIA[config.criterion].needs)
+    if needed and config.data is None:
+        raise ConfigError(
+            f"criterion={config.criterion} without data=",
+            expected="data: a data yaml, whose training images it looks at",
+            remedy=f"data=data.yaml, or a criterion without: {', '.join(_without_data())}",
+        )
+    for word in changed(config, ("data", "batches", "batch", "workers")) if not needed else ():
+        raise ConfigError(f"{word} with criterion={config.criterion}, which looks at weights only", expected="neither")
+    for name, least in (("batches", 1), ("batch", 1), ("workers", 0)):
+        if getattr(config, name) < least:
+            raise ConfigError(f"{name}={getattr(config, name)}", expected=f"{least} or more")

@@ -19,6 +19,7 @@ from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, read_data, require_kpt_shape, require_split
 from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
 from yolo_prune.hosts.ultralytics.trainer import interrupted, require_stock_values, reset_weights, stock_keys, train
+from yolo_prune.importance import CRITERIA
 from yolo_prune.pipeline.deploy import RUNS, SUFFIXES, THREADS, export_one, sample_images
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.pruning import PruneConfig, choices
@@ -111,9 +112,11 @@ def _check_training(options: Mapping[str, Any], *, refused: Set[str] = frozenset
 def prune_settings(config: RunConfig, *, model: str, out: str) -> PruneConfig:
     """Return the settings of the prune stage."""
     # A plan file would be in the way of a stage that was killed and runs again; its record holds the plan anyway.
-    own = {"model", "out", "json", "imgsz", "save_plan"}
+    own = {"model", "out", "json", "imgsz", "save_plan", "data"}
     require_known(config.prune, set(vars(PruneConfig(model="-", out="-"))) - own)
-    return structured(PruneConfig, {"imgsz": config.imgsz, **config.prune, "model": model, "out": out})
+    criterion = CRITERIA.get(str(config.prune.get("criterion")))
+    data = {"data": config.data} if criterion and criterion.needs else {}
+    return structured(PruneConfig, {"imgsz": config.imgsz, **data, **config.prune, "model": model, "out": out})
 
 
 class _Run:

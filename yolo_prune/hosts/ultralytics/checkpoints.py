@@ -117,7 +117,7 @@ def require_deployable(model: nn.Module, name: str) -> None:
     Raises:
         CheckpointError: The task is none of `DEPLOYED_TASKS`.
     """
-    task = _task_of(model)
+    task = task_of(model)
     if task not in DEPLOYED_TASKS:
         raise CheckpointError(
             f"'{name}' is a model for task '{task}': it can be inspected and pruned only",
@@ -170,7 +170,7 @@ def _require_prunable(model: nn.Module, name: str) -> nn.Module:
             expected="a model of Ultralytics",
             remedy="use best.pt or last.pt of a training run",
         )
-    task = _task_of(model)
+    task = task_of(model)
     if task not in SUPPORTED_TASKS:
         raise CheckpointError(
             f"'{name}' is a model for task '{task}'",
@@ -186,7 +186,8 @@ def _require_prunable(model: nn.Module, name: str) -> nn.Module:
     return model
 
 
-def _task_of(model: nn.Module) -> str:
+def task_of(model: nn.Module) -> str:
+    """Return the task that a model is for; one that was not trained yet does not say."""
     from ultralytics.nn.tasks import guess_model_task
 
     return str(getattr(model, "task", None) or guess_model_task(model))

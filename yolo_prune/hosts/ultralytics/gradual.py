@@ -30,7 +30,7 @@ from yolo_prune.hosts.ultralytics.distillation import (
 )
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.hosts.ultralytics.trainer import warn_of_few_steps
-from yolo_prune.importance import CRITERIA, score_channels
+from yolo_prune.importance import CRITERIA, Evidence, score_channels
 from yolo_prune.methods.gradual import PruningSchedule, carry_optimizer, silence_softly
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.surgery import Verification
@@ -67,6 +67,13 @@ class GradualOptions:
         ):
             if value not in known:
                 raise ConfigError(f"{key}={value}", expected=f"one of {', '.join(known)}")
+        if CRITERIA[self.criterion].needs:
+            free = [name for name, criterion in CRITERIA.items() if not criterion.needs]
+            raise ConfigError(
+                f"criterion={self.criterion} while training: it needs batches of its own",
+                expected=f"one that looks at weights only: {', '.join(free)}",
+                remedy="prune with it between two trainings",
+            )
 
 
 @dataclass
@@ -166,7 +173,7 @@ class GradualPruning:
     def _chosen(self, trainer: Any, graph: ChannelGraph, kept: float) -> BoolArray:
         """Choose channels of the average so that a fraction of the start's MACs is kept."""
         tensors = {name: tensor.cpu() for name, tensor in named_tensors(network_of(trainer.ema.ema)).items()}
-        scores = score_channels(graph, tensors, CRITERIA[self.options.criterion])
+        scores = score_channels(graph, Evidence(tensors=tensors), CRITERIA[self.options.criterion])
         ratio = kept * self._macs / float(graph.cost.macs(graph.widths(), imgsz_px=self._imgsz_px))
         if ratio >= 1.0:  # the step before went further than it had to
             return np.ones(graph.channel_count, dtype=bool)
