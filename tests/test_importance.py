@@ -18,7 +18,7 @@ from toys import build
 
 from yolo_prune.channels import ChannelGraph, trace
 from yolo_prune.errors import ConfigError
-from yolo_prune.hosts.ultralytics.collection import collect_evidence
+from yolo_prune.hosts.ultralytics.collection import TrainingImages, collect_evidence
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.importance import CRITERIA, Evidence, collect, score_channels
 from yolo_prune.importance.evidence import QUIET, Activations, activated, effective_rank
@@ -281,8 +281,8 @@ class TestOnTheHostsData:
         model = lively(task)
         graph = trace_model(model)
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        words = {"data": tiny_data, "imgsz_px": 64, "batches": 2, "batch": 4, "workers": 0}
-        first, second = (collect_evidence(model, graph, needs=("gradients", "activations"), **words) for _ in range(2))
+        images = TrainingImages(data=tiny_data, imgsz_px=64, batches=2, batch=4, workers=0)
+        first, second = (collect_evidence(model, graph, images, needs=TestCollect.BOTH) for _ in range(2))
         for name in ("taylor", "taylor_gate", "fisher", "apoz", "hrank"):
             scores = [score_channels(graph, one, CRITERIA[name]) for one in (first, second)]
             np.testing.assert_array_equal(*scores)
@@ -303,8 +303,8 @@ class TestOnTheHostsData:
         ("words", "said"),
         [
             (["criterion=taylor"], "criterion=taylor without data="),
-            (["criterion=l2", "data=data.yaml"], "data=data.yaml with criterion=l2"),
-            (["batches=3"], "batches=3 with criterion=l2"),
+            (["criterion=l2", "data=data.yaml"], "data=data.yaml, which nothing looks at"),
+            (["batches=3"], "batches=3, which nothing looks at"),
             (["criterion=apoz", "data=data.yaml", "batches=0"], "batches=0"),
             (["criterion=apoz", "data=nowhere.yaml"], "nowhere.yaml"),
         ],

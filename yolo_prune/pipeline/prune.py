@@ -9,7 +9,7 @@ from torch import nn
 
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, write_slim
-from yolo_prune.hosts.ultralytics.collection import collect_evidence
+from yolo_prune.hosts.ultralytics.collection import TrainingImages, collect_evidence, recalibrate_on
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.importance import Evidence
 from yolo_prune.importance.evidence import Need
@@ -17,13 +17,18 @@ from yolo_prune.pipeline.pruning import PruneConfig, PruneResult, PruningHost, p
 
 
 def _collect(model: nn.Module, graph: ChannelGraph, needs: Collection[Need], config: PruneConfig) -> Evidence:
-    return collect_evidence(
-        model,
-        graph,
-        needs=needs,
+    return collect_evidence(model, graph, _images(config, config.batches), needs=needs)
+
+
+def _recalibrate(model: nn.Module, config: PruneConfig) -> int:
+    return recalibrate_on(model, _images(config, config.recalibrate))
+
+
+def _images(config: PruneConfig, batches: int) -> TrainingImages:
+    return TrainingImages(
         data=Path(str(config.data)),
         imgsz_px=config.imgsz,
-        batches=config.batches,
+        batches=batches,
         batch=config.batch,
         workers=config.workers,
     )
@@ -36,6 +41,7 @@ ULTRALYTICS = PruningHost(
     verifier=verifier,
     write=write_slim,
     collect=_collect,
+    recalibrate=_recalibrate,
 )
 
 

@@ -47,6 +47,9 @@ class PruneConfig:
     workers: int = setting(2, help="loader processes")
     attention: str = setting("width", help="what attention loses: width (of every head alike), heads (whole), none")
     imgsz: int = setting(640, help="image side at which MACs are counted", unit="px")
+    recalibrate: int = setting(
+        0, help="measure batch-norm statistics anew on so many batches of data=, after the proof", unit="batches"
+    )
     fold: bool = setting(False, help="fold the constants of removed channels into their readers")
     plan: str | None = setting(None, help="apply this plan (JSON) instead of choosing")
     save_plan: str | None = setting(None, help="also write the plan to this JSON file; must not exist")
@@ -54,7 +57,7 @@ class PruneConfig:
 
 
 CHOICES = ("target_macs", "target_params", "criterion", "allocation", "reduction", "normalization", "min_channels",
-           "max_fraction", "round_to", "attention", "data")  # fmt: skip
+           "max_fraction", "round_to", "attention", "batches")  # fmt: skip
 """Settings that choose channels, which a plan has done already."""
 
 
@@ -67,12 +70,19 @@ class PruneResult:
     verification: Verification
     widths: list[tuple[str, int, int]]
     folding: Folding | None = None
+    recalibrated: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plan, proof and costs as plain values."""
         folding = asdict(self.folding) if self.folding else None
         proof = asdict(self.verification)
-        return {"out": str(self.out), "verification": proof, "plan": self.plan.to_json(), "folding": folding}
+        return {
+            "out": str(self.out),
+            "verification": proof,
+            "plan": self.plan.to_json(),
+            "folding": folding,
+            "recalibrated_batches": self.recalibrated,
+        }
 
     def table(self) -> str:
         """Return costs before and after, and what was proven."""
@@ -91,8 +101,13 @@ class PruneResult:
             + f"verified: max |silenced - sliced| = {proof.max_abs_error:.1e} in fp64, "
             + f"{proof.macs_counted:,} MACs counted = predicted (at {proof.imgsz_px} px)\n"
             + self._folded()
+            + self._recalibrated()
             + f"slim checkpoint: {self.out}\n"
         )
+
+    def _recalibrated(self) -> str:
+        batches = self.recalibrated
+        return f"batch norms recalibrated on {batches} batches after the proof\n" if batches else ""
 
     def _folded(self) -> str:
         """Say what folding did, after the proof, and where it is an approximation."""
@@ -126,6 +141,7 @@ class PruningHost:
         verifier: Returns what proves slim copies of a model.
         write: Writes a slim checkpoint that the host loads.
         collect: Gathers what criteria need of training batches; None where the host cannot.
+        recalibrate: Measures batch-norm statistics anew, in place; None where the host cannot.
     """
 
     read: Callable[[Path], Checkpoint]
@@ -134,6 +150,7 @@ class PruningHost:
     verifier: Callable[[nn.Module, ChannelGraph], Verifier]
     write: Writer
     collect: Callable[[nn.Module, ChannelGraph, Collection[Need], PruneConfig], Evidence] | None = None
+    recalibrate: Callable[[nn.Module, PruneConfig], int] | None = None
 
 
 def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
@@ -147,6 +164,7 @@ def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
     chosen = None if config.plan else choices(config)
     for word in changed(config, CHOICES) if config.plan else ():
         raise ConfigError(f"plan= together with {word}", expected="one of them: a plan holds every choice already")
+    require_data(host, config)
     source = host.read(Path(config.model))
     graph = host.trace(source.model)
     plan = PrunePlan.load(Path(config.plan)) if config.plan else make_plan(host, source, graph, config, *chosen)  # type: ignore[misc]
@@ -157,6 +175,7 @@ def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
     folding = None
     if config.fold:
         folding = fold_constants(source.model, slim, graph, keep, _fold_example(graph, source.model))
+    batches = host.recalibrate(slim, config) if config.recalibrate and host.recalibrate else 0
     # Selected weights keep their type; folded ones are new numbers and would lose digits in half precision.
     dtype = torch.float32 if config.fold else source.stored_dtype
     if config.save_plan:
@@ -164,26 +183,12 @@ def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
     host.write(out, slim, source, plan, dtype=dtype, folded=config.fold)
     kept = graph.kept_widths(keep)
     widths = [(group.name, group.width, int(size)) for group, size in zip(graph.groups, kept, strict=True)]
-    return PruneResult(out=out, plan=plan, verification=proof, widths=widths, folding=folding)
+    return PruneResult(out=out, plan=plan, verification=proof, widths=widths, folding=folding, recalibrated=batches)
 
 
 def weights_of(model: nn.Module) -> Evidence:
     """Return what criteria that need no data look at."""
     return Evidence(tensors={**dict(model.named_parameters()), **dict(model.named_buffers())})
-
-
-def _evidence(host: PruningHost, model: nn.Module, graph: ChannelGraph, config: PruneConfig) -> Evidence:
-    """Gather what a criterion needs of training batches.
-
-    Raises:
-        ConfigError: The host cannot.
-    """
-    if host.collect is None:
-        raise ConfigError(
-            f"criterion {config.criterion} on this host",
-            expected=f"one that looks at weights only: {', '.join(_without_data())}",
-        )
-    return host.collect(model, graph, CRITERIA[config.criterion].needs, config)
 
 
 def _without_data() -> list[str]:
@@ -202,7 +207,9 @@ def make_plan(
     criterion = CRITERIA[config.criterion]
     scores = score_channels(
         graph,
-        _evidence(host, source.model, graph, config) if criterion.needs else weights_of(source.model),
+        host.collect(source.model, graph, criterion.needs, config)
+        if criterion.needs and host.collect  # `require_data` saw to it
+        else weights_of(source.model),
         criterion,
         reduction=config.reduction,  # type: ignore[arg-type]  # checked by `choices`
         normalization=config.normalization,  # type: ignore[arg-type]
@@ -228,7 +235,6 @@ def choices(config: PruneConfig) -> tuple[Budget, Allocation]:
         ConfigError: No target or two, an unknown name, or a number that is out of range.
     """
     require_choice("criterion", config.criterion, CRITERIA)
-    require_data(config)
     require_choice("allocation", config.allocation, PATHS)
     require_choice("reduction", config.reduction, ("sum", "mean", "max"))
     require_choice("normalization", config.normalization or "none", ("none", "mean"))
@@ -260,21 +266,27 @@ def _fold_example(graph: ChannelGraph, model: nn.Module) -> torch.Tensor:
     return torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def require_data(config: PruneConfig) -> None:
-    """Refuse a criterion that lacks its data, and data that nothing looks at.
+def require_data(host: PruningHost, config: PruneConfig) -> None:
+    """Refuse what lacks its data, data that nothing looks at, and what the host cannot do.
 
     Raises:
-        ConfigError: One of the two, or a number below 1.
+        ConfigError: One of them, or a number out of range.
     """
-    needed = bool(CRITERIA[config.criterion].needs)
-    if needed and config.data is None:
-        raise ConfigError(
-            f"criterion={config.criterion} without data=",
-            expected="data: a data yaml, whose training images it looks at",
-            remedy=f"data=data.yaml, or a criterion without: {', '.join(_without_data())}",
-        )
-    for word in changed(config, ("data", "batches", "batch", "workers")) if not needed else ():
-        raise ConfigError(f"{word} with criterion={config.criterion}, which looks at weights only", expected="neither")
-    for name, least in (("batches", 1), ("batch", 1), ("workers", 0)):
+    criterion = CRITERIA[config.criterion] if not config.plan else None
+    wishes = {f"criterion={config.criterion}": host.collect} if criterion and criterion.needs else {}
+    if config.recalibrate:
+        wishes[f"recalibrate={config.recalibrate}"] = host.recalibrate  # type: ignore[assignment]
+    for wish, way in wishes.items():
+        if way is None:
+            raise ConfigError(f"{wish} on this host", expected=f"a criterion of weights: {', '.join(_without_data())}")
+        if config.data is None:
+            raise ConfigError(
+                f"{wish} without data=",
+                expected="data: a data yaml, whose training images it looks at",
+                remedy=f"data=data.yaml, or a criterion without: {', '.join(_without_data())}",
+            )
+    for word in changed(config, ("data", "batches", "batch", "workers")) if not wishes else ():
+        raise ConfigError(f"{word}, which nothing looks at", expected="criterion= or recalibrate= that needs it")
+    for name, least in (("batches", 1), ("batch", 1), ("workers", 0), ("recalibrate", 0)):
         if getattr(config, name) < least:
             raise ConfigError(f"{name}={getattr(config, name)}", expected=f"{least} or more")

@@ -21,8 +21,8 @@ from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
 from yolo_prune.hosts.ultralytics.trainer import interrupted, require_stock_values, reset_weights, stock_keys, train
 from yolo_prune.importance import CRITERIA
 from yolo_prune.pipeline.deploy import RUNS, SUFFIXES, THREADS, export_one, sample_images
-from yolo_prune.pipeline.prune import prune
-from yolo_prune.pipeline.pruning import PruneConfig, choices
+from yolo_prune.pipeline.prune import ULTRALYTICS, prune
+from yolo_prune.pipeline.pruning import PruneConfig, choices, require_data
 from yolo_prune.pipeline.stages import Stages
 from yolo_prune.plan import PrunePlan
 from yolo_prune.report.summary import summarize
@@ -94,6 +94,7 @@ def _check(config: RunConfig) -> None:
         PrunePlan.load(Path(pruning.plan))
     else:
         choices(pruning)
+    require_data(ULTRALYTICS, pruning)
     if not config.model.endswith(".pt") and not config.train.get("epochs"):
         raise ConfigError("train.epochs is 0 and model is no checkpoint", expected="a trained .pt, or epochs to train")
     model: Any = load_model(config.model)
@@ -115,7 +116,8 @@ def prune_settings(config: RunConfig, *, model: str, out: str) -> PruneConfig:
     own = {"model", "out", "json", "imgsz", "save_plan", "data"}
     require_known(config.prune, set(vars(PruneConfig(model="-", out="-"))) - own)
     criterion = CRITERIA.get(str(config.prune.get("criterion")))
-    data = {"data": config.data} if criterion and criterion.needs else {}
+    looks = (criterion and criterion.needs) or config.prune.get("recalibrate")
+    data = {"data": config.data} if looks else {}
     return structured(PruneConfig, {"imgsz": config.imgsz, **data, **config.prune, "model": model, "out": out})
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,39 +23,83 @@ from yolo_prune.hosts.ultralytics.distillation import bare_copy
 from yolo_prune.hosts.ultralytics.evaluation import read_data, require_kpt_shape, require_split
 from yolo_prune.importance import Evidence, collect
 from yolo_prune.importance.evidence import Need
+from yolo_prune.search import recalibrate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingImages:
+    """Training images without augmentation, letterboxed, in random but repeatable order.
+
+    Attributes:
+        data: Data yaml.
+        imgsz_px: Side of the images.
+        batches: How many batches; fewer if the split has fewer.
+        batch: Images per batch.
+        workers: Loader processes.
+        device: Where models run on them.
+    """
+
+    data: Path
+    imgsz_px: int
+    batches: int
+    batch: int
+    workers: int
+    device: str = "cpu"
 
 
 def collect_evidence(
-    model: nn.Module,
-    graph: ChannelGraph,
-    *,
-    needs: Collection[Need],
-    data: Path,
-    imgsz_px: int,
-    batches: int,
-    batch: int,
-    workers: int,
-    device: str = "cpu",
+    model: nn.Module, graph: ChannelGraph, images: TrainingImages, *, needs: Collection[Need]
 ) -> Evidence:
-    """Run letterboxed training images through a copy of a model and gather what criteria need of them.
+    """Run training images through a copy of a model and gather what criteria need of them.
 
     Norms keep the statistics of their training: those of a few batches would add noise to the gradients.
 
     Args:
         model: A model of the host; it is left as it is.
         graph: Its channel graph.
+        images: What it looks at.
         needs: What is gathered.
-        data: Data yaml.
-        imgsz_px: Side of the images.
-        batches: How many batches; fewer if the split has fewer.
-        batch: Images per batch.
-        workers: Loader processes.
-        device: Where it runs.
 
     Raises:
         DataError: The yaml or its training split is missing, or does not fit the model.
         CheckpointError: A task that is pruned only.
     """
+    copy = bare_copy(model).to(images.device)
+    with _usable(copy, images) as batches:
+        copy.args = get_cfg(overrides={"task": task_of(copy), "data": str(images.data), "imgsz": images.imgsz_px})
+        copy.criterion = None
+        copy.train()
+        for module in copy.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return collect(copy, graph, batches, _loss, needs=needs)
+
+
+def recalibrate_on(model: nn.Module, images: TrainingImages) -> int:
+    """Measure a model's batch-norm statistics anew on training images, in place; return the number of batches.
+
+    Raises:
+        DataError: The yaml or its training split is missing, or does not fit the model.
+        CheckpointError: A task that is pruned only.
+    """
+    copy = bare_copy(model).to(images.device)
+    with _usable(copy, images) as batches:
+        count = recalibrate(copy, batches, lambda network, batch: network(batch["img"]))
+    measured = dict(copy.named_buffers())
+    for name, buffer in model.named_buffers():
+        buffer.copy_(measured[name])
+    return count
+
+
+@contextlib.contextmanager
+def _usable(model: Any, images: TrainingImages) -> Iterator[Iterator[dict[str, Any]]]:
+    """Yield batches for a model, whatever the host says against them in our words.
+
+    Raises:
+        DataError: The yaml or its training split is missing, or does not fit the model.
+        CheckpointError: A task that is pruned only.
+    """
+    data = images.data
     require_deployable(model, str(data))
     require_kpt_shape(model, read_data(data), str(data))
     require_split(data, "train")
@@ -64,36 +109,27 @@ def collect_evidence(
         expected="images with labels of the model's classes",
         remedy="correct the data; --debug shows where it stopped",
     ):
-        copy: Any = bare_copy(model).to(device)
-        copy.args = get_cfg(overrides={"task": task_of(copy), "data": str(data), "imgsz": imgsz_px})
-        copy.criterion = None
-        loader = _training_images(copy, data, batch=batch, workers=workers)
-        copy.train()
-        for module in copy.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        return collect(copy, graph, _first(loader, batches, device), _loss, needs=needs)
+        yield _batches(model, images)
 
 
-def _training_images(model: Any, data: Path, *, batch: int, workers: int) -> Any:
-    """Return the host's loader of letterboxed training images in random, reproducible order."""
-    description = check_det_dataset(str(data))
+def _batches(model: Any, images: TrainingImages) -> Iterator[dict[str, Any]]:
+    """Yield batches as the host's loss wants them, with a progress bar."""
+    description = check_det_dataset(str(images.data))
     if description["nc"] != model.model[-1].nc:
         raise DataError(
-            f"'{data}' has {description['nc']} classes", expected=f"{model.model[-1].nc}, as the model was trained for"
+            f"'{images.data}' has {description['nc']} classes",
+            expected=f"{model.model[-1].nc}, as the model was trained for",
         )
-    settings = SimpleNamespace(**{**vars(model.args), "batch": batch, "workers": workers, "rect": False})
+    settings = get_cfg(overrides={"task": task_of(model), "imgsz": images.imgsz_px})
     stride = max(int(model.stride.max()), 32)
-    images = build_yolo_dataset(settings, description["train"], batch, description, mode="val", stride=stride)
+    dataset = build_yolo_dataset(settings, description["train"], images.batch, description, mode="val", stride=stride)
     torch.manual_seed(0)  # the loader's order
-    return build_dataloader(images, min(batch, len(images)), workers, shuffle=True, pin_memory=False, device="cpu")
-
-
-def _first(loader: Any, count: int, device: str) -> Iterator[dict[str, Any]]:
-    """Yield the first batches of a loader as the host's loss wants them, with a progress bar."""
-    count = min(count, len(loader))
-    for _, batch in zip(range(count), TQDM(loader, total=count, desc="importance"), strict=False):
-        moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    loader: Any = build_dataloader(
+        dataset, min(images.batch, len(dataset)), images.workers, shuffle=True, pin_memory=False, device="cpu"
+    )
+    count = min(images.batches, len(loader))
+    for _, batch in zip(range(count), TQDM(loader, total=count, desc="training images"), strict=False):
+        moved = {k: value.to(images.device) if isinstance(value, Tensor) else value for k, value in batch.items()}
         yield {**moved, "img": moved["img"].float() / 255}
 
 
