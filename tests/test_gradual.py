@@ -213,6 +213,17 @@ class TestInTraining:
         assert found[:3] == [1.0, 1.0, 1.0]
         assert found[3] == found[4] <= 0.4
 
+    @pytest.mark.parametrize("soft", ["false", "true"])
+    def test_by_what_training_images_tell(self, command, dense_checkpoint, tiny_data, tmp_path, soft):
+        """A criterion that needs data looks at the same images before each step, and chooses others than L2 does."""
+        common = {"prune_steps": 1, "epochs": 2, "prune_soft": soft}
+        for name, more in {"a": {"criterion": "taylor", "prune_batches": 2}, "b": {}}.items():
+            assert command(*words_for(dense_checkpoint, tiny_data, tmp_path, name=name, **common, **more)).code == 0
+        plans = [json.loads((tmp_path / name / "pruning_step1.json").read_text()) for name in ("a", "b")]
+        assert plans[0]["choice"]["criterion"] == "taylor"
+        assert plans[0]["after"]["macs"] < 0.42 * plans[0]["before"]["macs"]
+        assert plans[0]["groups"] != plans[1]["groups"]
+
     def test_with_sparsity_the_penalty_follows_the_cut(self, command, dense_checkpoint, tiny_data, tmp_path):
         words = words_for(dense_checkpoint, tiny_data, tmp_path, prune_steps=1, epochs=3, sparsity=2.0)
         assert command(*words).code == 0
@@ -296,6 +307,7 @@ class TestBadInput:
             (["prune_every=1", "target_macs=1.5"], "target_macs=1.5"),
             (["prune_every=1", "target_macs=0.5", "criterion=taste"], "criterion=taste"),
             (["prune_every=1", "target_macs=0.5", "allocation=taste"], "allocation=taste"),
+            (["prune_every=1", "target_macs=0.5", "prune_batches=0"], "prune_batches=0"),
         ],
     )
     def test_settings(self, command, dense_checkpoint, tiny_data, words, said):

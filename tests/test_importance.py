@@ -318,7 +318,3 @@ class TestOnTheHostsData:
         more = write_yaml(desk / "more.yaml", {**content, "nc": 5, "names": [*map(str, range(5))]})
         words = ["prune", f"model={dense_checkpoint}", "out=slim.pt", "target_macs=0.5", "criterion=taylor"]
         assert "has 5 classes" in refused(*words, f"data={more}")
-
-    def test_while_training_there_is_no_time_for_it(self, refused, dense_checkpoint, data):
-        words = ["train", f"model={dense_checkpoint}", f"data={data}", "prune_every=1", "target_macs=0.5"]
-        assert "criterion=taylor while training" in refused(*words, "criterion=taylor")

@@ -63,11 +63,13 @@ RECIPES: dict[str, list[Step]] = {
     "direct": [cut(allocation="uniform"), tune()],
     "direct_often": [cut(allocation="uniform"), tune(**OFTEN)],
     "direct_global": [cut(allocation="global"), tune(**OFTEN)],
-    "direct_taylor": [cut(allocation="uniform", criterion="taylor", data="data"), tune(**OFTEN)],
+    "direct_taylor": [cut(allocation="uniform", criterion="taylor", data="data", recalibrate=100), tune(**OFTEN)],
     "distilled": [cut(allocation="uniform"), tune(distill="dense", **OFTEN)],
     "gradual": [cut_in_steps(steps=5, until=0.4)],
     "gradual_often": [cut_in_steps(steps=5, until=0.4, **OFTEN)],
     "gradual_distilled": [cut_in_steps(steps=5, until=0.4, distill="dense", **OFTEN)],
+    "gradual_taylor": [cut_in_steps(steps=5, until=0.4, criterion="taylor", **OFTEN)],
+    "gradual_taylor_distilled": [cut_in_steps(steps=5, until=0.4, criterion="taylor", distill="dense", **OFTEN)],
     "gradual_soft": [cut_in_steps(steps=5, until=0.4, prune_soft=True, **OFTEN)],
     "gradual_sparse": [
         cut_in_steps(steps=5, until=0.4, sparsity="auto", sparsity_share=0.3, sparsity_schedule="linear", **OFTEN)

@@ -44,6 +44,7 @@ class TrainConfig:
     prune_soft: bool = setting(False, help="zero channels, which may come back; only the last step removes them")
     target_macs: float | None = setting(None, help="fraction of the MACs that is kept after the last step")
     criterion: str = setting("l2", help=f"which channels matter to a step: {', '.join(CRITERIA)}")
+    prune_batches: int = setting(16, help="batches that a criterion which needs data looks at before each step")
     allocation: str = setting("uniform", help=f"how many go where: {', '.join(PATHS)}")
     min_channels: int = setting(8, help="fewest that a group keeps", unit="channels")
     max_fraction: float = setting(0.9, help="largest fraction of a group that may go in a step")
@@ -147,6 +148,11 @@ def sparsity_options(config: TrainConfig) -> SparsityOptions | None:
     )
 
 
+STEP_SETTINGS = ("prune_steps", "prune_soft", "prune_batches", "criterion", "allocation", "min_channels",
+                 "max_fraction", "round_to")  # fmt: skip
+"""Settings of pruning in steps."""
+
+
 def gradual_options(config: TrainConfig) -> GradualOptions | None:
     """Return how the network is pruned while it is trained; None if it is not.
 
@@ -154,8 +160,7 @@ def gradual_options(config: TrainConfig) -> GradualOptions | None:
         ConfigError: A value that is unknown or out of range, or only one of prune_every= and target_macs=.
     """
     if config.prune_every is None and config.target_macs is None:
-        names = ("prune_steps", "prune_soft", "criterion", "allocation", "min_channels", "max_fraction", "round_to")
-        _require_unset(config, names, "prune_every")
+        _require_unset(config, STEP_SETTINGS, "prune_every")
         return None
     if config.prune_every is None or config.target_macs is None:
         missing = "prune_every" if config.prune_every is None else "target_macs"
@@ -167,6 +172,7 @@ def gradual_options(config: TrainConfig) -> GradualOptions | None:
     return GradualOptions(
         schedule=PruningSchedule(every=config.prune_every, steps=config.prune_steps, target=config.target_macs),
         soft=config.prune_soft,
+        batches=config.prune_batches,
         criterion=config.criterion,
         allocation=config.allocation,
         constraints=Constraints(

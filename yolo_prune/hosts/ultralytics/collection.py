@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from ultralytics.cfg import get_cfg
-from ultralytics.data import build_dataloader, build_yolo_dataset
+from ultralytics.data import build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import TQDM
 
@@ -122,10 +123,16 @@ def _batches(model: Any, images: TrainingImages) -> Iterator[dict[str, Any]]:
         )
     settings = get_cfg(overrides={"task": task_of(model), "imgsz": images.imgsz_px})
     stride = max(int(model.stride.max()), 32)
-    dataset = build_yolo_dataset(settings, description["train"], images.batch, description, mode="val", stride=stride)
-    torch.manual_seed(0)  # the loader's order
-    loader: Any = build_dataloader(
-        dataset, min(images.batch, len(dataset)), images.workers, shuffle=True, pin_memory=False, device="cpu"
+    dataset: Any = build_yolo_dataset(
+        settings, description["train"], images.batch, description, mode="val", stride=stride
+    )
+    loader = DataLoader(  # the host's own would look at other images in each of several processes
+        dataset,
+        batch_size=images.batch,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(0),
+        num_workers=images.workers,
+        collate_fn=dataset.collate_fn,
     )
     count = min(images.batches, len(loader))
     for _, batch in zip(range(count), TQDM(loader, total=count, desc="training images"), strict=False):

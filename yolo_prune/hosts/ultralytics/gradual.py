@@ -20,6 +20,7 @@ from yolo_prune.channels.tensors import named_tensors
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import sha256, write_json
 from yolo_prune.hosts.slim import MARKER, Checkpoint, is_slim, provenance
+from yolo_prune.hosts.ultralytics.collection import TrainingImages, collect_evidence
 from yolo_prune.hosts.ultralytics.distillation import (
     bare_copy,
     distilled_by,
@@ -30,7 +31,7 @@ from yolo_prune.hosts.ultralytics.distillation import (
 )
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.hosts.ultralytics.trainer import warn_of_few_steps
-from yolo_prune.importance import CRITERIA, Evidence, score_channels
+from yolo_prune.importance import CRITERIA, Evidence, FloatArray, score_channels
 from yolo_prune.methods.gradual import PruningSchedule, carry_optimizer, silence_softly
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.surgery import Verification
@@ -49,9 +50,10 @@ class GradualOptions:
         criterion: Which channels matter: a name in `CRITERIA`.
         allocation: How many go where: a name in `PATHS`.
         constraints: Floors and multiples.
+        batches: Batches of training images that criteria which need data look at before each step.
 
     Raises:
-        ConfigError: An unknown name.
+        ConfigError: An unknown name, or no batches.
     """
 
     schedule: PruningSchedule
@@ -59,6 +61,7 @@ class GradualOptions:
     criterion: str = "l2"
     allocation: str = "uniform"
     constraints: Constraints = field(default_factory=Constraints)
+    batches: int = 16
 
     def __post_init__(self) -> None:
         for key, value, known in (
@@ -67,13 +70,8 @@ class GradualOptions:
         ):
             if value not in known:
                 raise ConfigError(f"{key}={value}", expected=f"one of {', '.join(known)}")
-        if CRITERIA[self.criterion].needs:
-            free = [name for name, criterion in CRITERIA.items() if not criterion.needs]
-            raise ConfigError(
-                f"criterion={self.criterion} while training: it needs batches of its own",
-                expected=f"one that looks at weights only: {', '.join(free)}",
-                remedy="prune with it between two trainings",
-            )
+        if self.batches < 1:
+            raise ConfigError(f"prune_batches={self.batches}", expected="1 or more")
 
 
 @dataclass
@@ -117,7 +115,8 @@ class GradualPruning:
             warn_of_few_steps(trainer)
         graph, self._imgsz_px = _traced(trainer.ema.ema), int(trainer.args.imgsz)
         self._macs = float(graph.cost.macs(graph.widths(), imgsz_px=self._imgsz_px))
-        self._chosen(trainer, graph, self.options.schedule.target)  # says now, not hours later, what is out of reach
+        # What is out of reach is said now, not hours later; which channels would go does not matter to it.
+        self._allocated(graph, self._scores(trainer, graph, "l2"), self.options.schedule.target)
         if RANK in {-1, 0}:
             record = {"options": asdict(self.options), "macs": self._macs, "imgsz_px": self._imgsz_px, "steps": []}
             write_json(trainer.save_dir / RECORD, record, replace=True)
@@ -172,8 +171,26 @@ class GradualPruning:
 
     def _chosen(self, trainer: Any, graph: ChannelGraph, kept: float) -> BoolArray:
         """Choose channels of the average so that a fraction of the start's MACs is kept."""
-        tensors = {name: tensor.cpu() for name, tensor in named_tensors(network_of(trainer.ema.ema)).items()}
-        scores = score_channels(graph, Evidence(tensors=tensors), CRITERIA[self.options.criterion])
+        return self._allocated(graph, self._scores(trainer, graph, self.options.criterion), kept)
+
+    def _scores(self, trainer: Any, graph: ChannelGraph, name: str) -> FloatArray:
+        """Score the channels of the average; every process looks at the same images, so all find the same."""
+        average, criterion = network_of(trainer.ema.ema), CRITERIA[name]
+        if not criterion.needs:
+            tensors = {name: tensor.cpu() for name, tensor in named_tensors(average).items()}
+            return score_channels(graph, Evidence(tensors=tensors), criterion)
+        images = TrainingImages(
+            data=Path(trainer.args.data),
+            imgsz_px=int(trainer.args.imgsz),
+            batches=self.options.batches,
+            batch=trainer.train_loader.batch_size,
+            workers=0,
+            device=str(trainer.device),
+        )
+        return score_channels(graph, collect_evidence(average, graph, images, needs=criterion.needs), criterion)
+
+    def _allocated(self, graph: ChannelGraph, scores: FloatArray, kept: float) -> BoolArray:
+        """Choose by scores so that a fraction of the start's MACs is kept."""
         ratio = kept * self._macs / float(graph.cost.macs(graph.widths(), imgsz_px=self._imgsz_px))
         if ratio >= 1.0:  # the step before went further than it had to
             return np.ones(graph.channel_count, dtype=bool)
