@@ -59,6 +59,12 @@ def _prune() -> tuple[Any, Callable[..., Result]]:
     return PruneConfig, prune
 
 
+def _search() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.search import SearchConfig, search
+
+    return SearchConfig, search
+
+
 def _train() -> tuple[Any, Callable[..., Result]]:
     from yolo_prune.pipeline.train import TrainConfig, train_model
 
@@ -104,6 +110,7 @@ def _yolov5() -> tuple[Any, Callable[..., Any]]:
 VERBS: dict[str, Verb] = {
     "inspect": Verb(summary="show what may be cut of a model, what not and why", load=_inspect),
     "prune": Verb(summary="write a slim, verified checkpoint", load=_prune),
+    "search": Verb(summary="the best of many random plans, by the mAP of recalibrated candidates", load=_search),
     "train": Verb(summary="train as `yolo train` does, with sparsity if asked for", load=_train, passes_on=True),
     "finetune": Verb(summary="train a slim checkpoint without rebuilding it", load=_finetune, passes_on=True),
     "evaluate": Verb(summary="measure mAP of a checkpoint", load=_evaluate),

@@ -77,16 +77,20 @@ def allocate(graph: ChannelGraph, scores: FloatArray, budget: Budget, allocation
     """
     unscored = np.array([not np.isfinite(scores[group.channels]).all() for group in graph.groups])
     solver = WidthSolver(graph, allocation.constraints, scores=scores, whole=unscored)
-    limit = budget.ratio * budget.cost(graph, graph.widths())
-    _require_reachable(graph, budget, solver, limit)
+    require_reachable(graph, budget, solver)
     path: Path = PATHS[allocation.path](graph, scores)
-    return _lowest_go(graph, scores, _meet(graph, budget, solver, path, limit))
+    return lowest_go(graph, scores, meet(graph, budget, solver, path))
 
 
-def _require_reachable(graph: ChannelGraph, budget: Budget, solver: WidthSolver, limit: float) -> None:
-    smallest = budget.cost(graph, solver.smallest())
-    if smallest > limit:
-        reachable = np.ceil(smallest / budget.cost(graph, graph.widths()) * 1e4) / 1e4
+def require_reachable(graph: ChannelGraph, budget: Budget, solver: WidthSolver) -> None:
+    """Refuse a budget that floors do not allow.
+
+    Raises:
+        InfeasibleTargetError: The message names the smallest reachable one.
+    """
+    smallest, whole = budget.cost(graph, solver.smallest()), budget.cost(graph, graph.widths())
+    if smallest > budget.ratio * whole:
+        reachable = np.ceil(smallest / whole * 1e4) / 1e4
         raise InfeasibleTargetError(
             f"target_{budget.unit}={budget.ratio} cannot be reached within the floors",
             expected=f"at least {reachable:.4f}, the smallest that min_channels, max_fraction and round_to allow",
@@ -94,8 +98,16 @@ def _require_reachable(graph: ChannelGraph, budget: Budget, solver: WidthSolver,
         )
 
 
-def _meet(graph: ChannelGraph, budget: Budget, solver: WidthSolver, path: Path, limit: float) -> IntArray:
-    """Bisect for the first step within the limit, then give back what still fits."""
+def meet(graph: ChannelGraph, budget: Budget, solver: WidthSolver, path: Path) -> IntArray:
+    """Return the widths of the first step of a path within a budget, and what still fits given back.
+
+    Args:
+        graph: The channel graph.
+        budget: What the slim model may cost; the smallest widths do not cost more.
+        solver: What can be built.
+        path: Where to look.
+    """
+    limit = budget.ratio * budget.cost(graph, graph.widths())
     low, high = 0, path.steps  # the cost at `low` is above the limit, at `high` within it
     while high - low > 1:
         middle = (low + high) // 2
@@ -120,8 +132,17 @@ def _give_back(
     return kept
 
 
-def _lowest_go(graph: ChannelGraph, scores: FloatArray, kept: IntArray) -> BoolArray:
-    """Keep the best-scored channels of each group; equal scores favour the lower channel number."""
+def lowest_go(graph: ChannelGraph, scores: FloatArray, kept: IntArray) -> BoolArray:
+    """Keep the best-scored channels of each group; equal scores favour the lower channel number.
+
+    Args:
+        graph: The channel graph.
+        scores: One score per channel, shape (channels,).
+        kept: Kept channels of every group, shape (groups,).
+
+    Returns:
+        Keep mask of shape (channels,).
+    """
     keep = np.zeros(graph.channel_count, dtype=bool)
     for group, width in zip(graph.groups, kept, strict=True):
         order = np.argsort(-scores[group.channels], kind="stable")

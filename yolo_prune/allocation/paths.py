@@ -58,5 +58,29 @@ class Uniform:
         return self._widths.astype(np.float64) * (1.0 - step / self.steps)
 
 
+REACH = 1000.0
+"""Largest multiple of given ratios on the way to the empty model."""
+
+
+class Ratios:
+    """Step k removes a multiple of each group's own ratio, at most all of the group; the multiple grows from 0.
+
+    Args:
+        graph: The channel graph.
+        ratios: How much of each group goes, in proportion to the others, shape (groups,); above 0.
+    """
+
+    steps = 10_000
+
+    def __init__(self, graph: ChannelGraph, ratios: FloatArray) -> None:
+        self._widths = graph.widths().astype(np.float64)
+        self._ratios = np.clip(ratios / ratios.max(), 1.0 / REACH, 1.0)
+
+    def wish(self, step: int) -> FloatArray:
+        """Return the scaled width of every group."""
+        multiple = (1.0 + REACH) ** (step / self.steps) - 1.0  # fine steps first: most budgets are met there
+        return self._widths * (1.0 - np.minimum(self._ratios * multiple, 1.0))
+
+
 PATHS: dict[str, type[GlobalThreshold] | type[Uniform]] = {"global": GlobalThreshold, "uniform": Uniform}
 """Every allocation by the name that the user types."""

@@ -66,14 +66,14 @@ def collect_evidence(
         CheckpointError: A task that is pruned only.
     """
     copy = bare_copy(model).to(images.device)
-    with _usable(copy, images) as batches:
+    with usable(copy, images):
         copy.args = get_cfg(overrides={"task": task_of(copy), "data": str(images.data), "imgsz": images.imgsz_px})
         copy.criterion = None
         copy.train()
         for module in copy.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-        return collect(copy, graph, batches, _loss, needs=needs)
+        return collect(copy, graph, _batches(copy, images), _loss, needs=needs)
 
 
 def recalibrate_on(model: nn.Module, images: TrainingImages) -> int:
@@ -84,8 +84,8 @@ def recalibrate_on(model: nn.Module, images: TrainingImages) -> int:
         CheckpointError: A task that is pruned only.
     """
     copy = bare_copy(model).to(images.device)
-    with _usable(copy, images) as batches:
-        count = recalibrate(copy, batches, lambda network, batch: network(batch["img"]))
+    with usable(copy, images):
+        count = recalibrate(copy, _batches(copy, images), lambda network, batch: network(batch["img"]))
     measured = dict(copy.named_buffers())
     for name, buffer in model.named_buffers():
         buffer.copy_(measured[name])
@@ -93,8 +93,8 @@ def recalibrate_on(model: nn.Module, images: TrainingImages) -> int:
 
 
 @contextlib.contextmanager
-def _usable(model: Any, images: TrainingImages) -> Iterator[Iterator[dict[str, Any]]]:
-    """Yield batches for a model, whatever the host says against them in our words.
+def usable(model: Any, images: TrainingImages) -> Iterator[None]:
+    """Refuse images that a model cannot be trained on; whatever the host says against them later, in our words.
 
     Raises:
         DataError: The yaml or its training split is missing, or does not fit the model.
@@ -110,22 +110,12 @@ def _usable(model: Any, images: TrainingImages) -> Iterator[Iterator[dict[str, A
         expected="images with labels of the model's classes",
         remedy="correct the data; --debug shows where it stopped",
     ):
-        yield _batches(model, images)
+        yield
 
 
 def _batches(model: Any, images: TrainingImages) -> Iterator[dict[str, Any]]:
     """Yield batches as the host's loss wants them, with a progress bar."""
-    description = check_det_dataset(str(images.data))
-    if description["nc"] != model.model[-1].nc:
-        raise DataError(
-            f"'{images.data}' has {description['nc']} classes",
-            expected=f"{model.model[-1].nc}, as the model was trained for",
-        )
-    settings = get_cfg(overrides={"task": task_of(model), "imgsz": images.imgsz_px})
-    stride = max(int(model.stride.max()), 32)
-    dataset: Any = build_yolo_dataset(
-        settings, description["train"], images.batch, description, mode="val", stride=stride
-    )
+    dataset = training_dataset(model, images)
     loader = DataLoader(  # the host's own would look at other images in each of several processes
         dataset,
         batch_size=images.batch,
@@ -134,6 +124,28 @@ def _batches(model: Any, images: TrainingImages) -> Iterator[dict[str, Any]]:
         num_workers=images.workers,
         collate_fn=dataset.collate_fn,
     )
+    return first_batches(loader, images)
+
+
+def training_dataset(model: Any, images: TrainingImages) -> Any:
+    """Return the host's dataset of training images as it validates: letterboxed, without augmentation.
+
+    Raises:
+        DataError: The data has other classes than the model.
+    """
+    description = check_det_dataset(str(images.data))
+    if description["nc"] != model.model[-1].nc:
+        raise DataError(
+            f"'{images.data}' has {description['nc']} classes",
+            expected=f"{model.model[-1].nc}, as the model was trained for",
+        )
+    settings = get_cfg(overrides={"task": task_of(model), "imgsz": images.imgsz_px})
+    stride = max(int(model.stride.max()), 32)
+    return build_yolo_dataset(settings, description["train"], images.batch, description, mode="val", stride=stride)
+
+
+def first_batches(loader: Any, images: TrainingImages) -> Iterator[dict[str, Any]]:
+    """Yield the first batches of a loader as models want them, with a progress bar."""
     count = min(images.batches, len(loader))
     for _, batch in zip(range(count), TQDM(loader, total=count, desc="training images"), strict=False):
         moved = {k: value.to(images.device) if isinstance(value, Tensor) else value for k, value in batch.items()}

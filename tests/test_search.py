@@ -1,0 +1,207 @@
+"""EagleEye: candidates by closed-form cost, scored on images that nothing else looks at, in a record that only grows."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import lively
+
+from yolo_prune.allocation import Budget, Constraints, WidthSolver
+from yolo_prune.allocation.budget import lowest_go
+from yolo_prune.allocation.paths import Ratios
+from yolo_prune.channels import ChannelGraph
+from yolo_prune.errors import ConfigError, DataError, InfeasibleTargetError
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
+from yolo_prune.hosts.ultralytics.collection import TrainingImages
+from yolo_prune.hosts.ultralytics.scoring import Scorer
+from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
+from yolo_prune.importance import CRITERIA, score_channels
+from yolo_prune.pipeline.pruning import weights_of
+from yolo_prune.pipeline.search import read
+from yolo_prune.search.sampling import BAND, TRIES, Sampler
+
+
+def sampler_of(name: str = "yolov8n", ratio: float = 0.5, **more: Any) -> tuple[ChannelGraph, Sampler, float]:
+    """A sampler, and what a candidate may cost."""
+    graph = trace_model(lively(name))
+    budget = Budget(unit="macs", ratio=ratio, imgsz_px=320)
+    sampler = Sampler(graph, WidthSolver(graph, Constraints()), budget, **more)
+    return graph, sampler, ratio * budget.cost(graph, graph.widths())
+
+
+class TestSampler:
+    @pytest.mark.parametrize("name", ["yolov8n", "yolo11n"])
+    @pytest.mark.parametrize("ratio", [0.7, 0.5, 0.3])
+    def test_candidates_meet_the_budget_and_can_be_built(self, name, ratio):
+        graph, sampler, limit = sampler_of(name, ratio)
+        for number in range(20):
+            candidate = sampler.draw(number)
+            cost = float(graph.cost.macs(candidate.widths, imgsz_px=320))
+            assert cost <= limit
+            assert candidate.moved or cost >= (1 - BAND) * limit
+            assert cost >= 0.95 * limit  # one that was moved comes near, too
+            graph.check_keep(lowest_go(graph, np.arange(graph.channel_count, dtype=float), candidate.widths))
+
+    def test_a_number_is_a_candidate_whatever_was_drawn_before(self):
+        _, first, _ = sampler_of(seed=3)
+        _, second, _ = sampler_of(seed=3)
+        forwards = [first.draw(number).widths.tolist() for number in range(6)]
+        backwards = [second.draw(number).widths.tolist() for number in reversed(range(6))]
+        assert forwards == backwards[::-1]
+        assert len({str(widths) for widths in forwards}) == 6
+        _, other, _ = sampler_of(seed=4)
+        assert other.draw(0).widths.tolist() != forwards[0]
+
+    def test_what_is_never_met_is_moved_after_a_bounded_number_of_draws(self):
+        """A known bug of a fork: to draw for ever."""
+        graph, sampler, limit = sampler_of(ratio=0.3, largest=0.05)
+        candidate = sampler.draw(0)
+        assert candidate.moved
+        assert candidate.tries == TRIES
+        assert 0.95 * limit <= float(graph.cost.macs(candidate.widths, imgsz_px=320)) <= limit
+
+    def test_bad_input(self):
+        with pytest.raises(InfeasibleTargetError):
+            sampler_of(ratio=0.001)
+        for largest in (0.0, 1.0, -0.5):
+            with pytest.raises(ConfigError, match="largest ratio"):
+                sampler_of(largest=largest)
+
+
+class TestRatios:
+    def test_groups_shrink_in_proportion_and_to_nothing(self):
+        graph = trace_model(lively("yolov8n"))
+        ratios = np.random.default_rng(0).uniform(0.1, 0.7, size=len(graph.groups))
+        path = Ratios(graph, ratios)
+        wishes = np.array([path.wish(step) for step in range(0, path.steps + 1, 50)])
+        assert (np.diff(wishes, axis=0) <= 0).all()
+        np.testing.assert_allclose(wishes[0], graph.widths())
+        np.testing.assert_allclose(wishes[-1], 0.0, atol=1e-9)
+        early = 1.0 - wishes[1] / graph.widths()
+        np.testing.assert_allclose(early / early.max(), ratios / ratios.max(), rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def images(tiny_data):
+    return TrainingImages(data=tiny_data, imgsz_px=64, batches=2, batch=4, workers=0)
+
+
+class TestScorer:
+    def test_images_are_held_out(self, dense_checkpoint, images):
+        scorer = Scorer(read_checkpoint(dense_checkpoint).model, images, held_out=0.25, seed=0)
+        assert scorer.counts == (12, 4)
+        scored, used = (set(loader.dataset.im_files) for loader in (scorer._scoring, scorer._recalibration))
+        assert not scored & used
+        assert len(scored | used) == 16
+        assert {Path(file).parent.name for file in scored} == {"train"}
+
+    def test_a_score_is_of_the_candidate_alone(self, dense_checkpoint, images):
+        """The same after other candidates were scored, and the candidate is left as it was."""
+        model = read_checkpoint(dense_checkpoint).model
+        graph = trace_model(model)
+        scores = score_channels(graph, weights_of(model), CRITERIA["l1"])
+        scorer = Scorer(model, images, held_out=0.25, seed=0)
+        sampler = Sampler(graph, WidthSolver(graph, Constraints()), Budget(unit="macs", ratio=0.8))
+        slims = [slim_copy(model, graph, lowest_go(graph, scores, sampler.draw(number).widths)) for number in range(2)]
+        before = {name: value.clone() for name, value in slims[0].state_dict().items()}
+        found = [scorer.score(slim) for slim in (slims[0], slims[1], slims[0])]
+        assert found[0] == found[2]
+        assert all(0.0 <= score <= 1.0 for score in found)
+        assert all(torch.equal(before[name], value) for name, value in slims[0].state_dict().items())
+
+    def test_too_few_images(self, dense_checkpoint, images):
+        with pytest.raises(DataError, match="leaves 0 to score"):
+            Scorer(read_checkpoint(dense_checkpoint).model, images, held_out=0.01, seed=0)
+
+
+def words_for(model: Path, data: Path, out: Path, **more: Any) -> list[str]:
+    settings = {"target_macs": 0.5, "imgsz": 64, "batches": 2, "batch": 4, "candidates": 3, "held_out": 0.25, **more}
+    return ["search", f"model={model}", f"data={data}", f"out={out}", *(f"{k}={v}" for k, v in settings.items())]
+
+
+@pytest.mark.slow
+class TestSearch:
+    def test_the_best_is_a_plan_that_prune_applies(self, command, dense_checkpoint, tiny_data, tmp_path):
+        outcome = command(*words_for(dense_checkpoint, tiny_data, tmp_path / "s", criterion="taylor"))
+        assert outcome.code == 0
+        lines = read(tmp_path / "s")
+        assert [line["number"] for line in lines] == [0, 1, 2]
+        best = max(lines, key=lambda line: line["score"])
+        plan = json.loads((tmp_path / "s" / "best.json").read_text())
+        assert plan["after"]["macs"] == best["macs"]
+        assert plan["choice"]["criterion"] == "taylor"
+        words = [
+            "prune",
+            f"model={dense_checkpoint}",
+            f"plan={tmp_path / 's' / 'best.json'}",
+            f"out={tmp_path / 'o.pt'}",
+        ]
+        assert command(*words).code == 0
+        found = trace_model(read_checkpoint(tmp_path / "o.pt").model)
+        assert sum(found.widths()) < sum(trace_model(read_checkpoint(dense_checkpoint).model).widths())
+
+    def test_more_candidates_go_on_and_other_settings_do_not(self, command, dense_checkpoint, tiny_data, tmp_path):
+        folder = tmp_path / "s"
+        assert command(*words_for(dense_checkpoint, tiny_data, folder, candidates=1)).code == 0
+        before = (folder / "candidates.jsonl").read_bytes()
+        assert command(*words_for(dense_checkpoint, tiny_data, folder, candidates=2)).code == 0
+        after = (folder / "candidates.jsonl").read_bytes()
+        assert after.startswith(before)
+        assert after.count(b"\n") == 2
+        refused = command(*words_for(dense_checkpoint, tiny_data, folder, seed=1))
+        assert refused.code == 2
+        assert "seed=0" in refused.err
+        assert (folder / "candidates.jsonl").read_bytes() == after
+
+    def test_killed_it_goes_on_and_ends_alike(self, command, dense_checkpoint, tiny_data, tmp_path):
+        whole, killed = (words_for(dense_checkpoint, tiny_data, tmp_path / name) for name in ("whole", "killed"))
+        assert command(*whole).code == 0
+        process = subprocess.Popen([sys.executable, "-m", "yolo_prune", *killed], stdout=subprocess.DEVNULL)
+        record = tmp_path / "killed" / "candidates.jsonl"
+        while not record.is_file():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with record.open("a") as stream:
+            stream.write('{"number": 1, "sco')  # as if it had been killed while it wrote
+        kept = record.read_text().splitlines()[0]
+        assert command(*killed).code == 0
+        assert record.read_text().splitlines()[0] == kept
+        found, expected = (
+            [{key: line[key] for key in line if key != "seconds"} for line in read(tmp_path / name)]
+            for name in ("killed", "whole")
+        )
+        assert found == expected
+        plans = [(tmp_path / name / "best.json").read_text() for name in ("killed", "whole")]
+        assert plans[0] == plans[1]
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("word", "said"),
+        [
+            ("target_macs=1.5", "target_macs=1.5"),
+            ("target_macs=0.001", "cannot be reached"),
+            ("criterion=magic", "unknown criterion 'magic'"),
+            ("candidates=0", "candidates=0"),
+            ("held_out=1", "held_out=1"),
+            ("largest=1", "largest ratio 1"),
+            ("attention=none_at_all", "unknown attention"),
+            ("imgsz=65", "imgsz=65"),
+            ("data=nowhere.yaml", "nowhere.yaml"),
+        ],
+    )
+    def test_is_refused_and_nothing_is_left(self, refused, dense_checkpoint, data, word, said):
+        key = word.partition("=")[0]
+        words = [one for one in words_for(dense_checkpoint, data, Path("s")) if not one.startswith(f"{key}=")]
+        assert said in refused(*words, word)

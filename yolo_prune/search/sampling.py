@@ -1,0 +1,81 @@
+"""Candidates: random widths that meet a budget, drawn by the closed form of the cost.
+
+Source: Li et al., EagleEye, 2020, section 3.1: a ratio for each layer, uniform from 0 to a largest one; candidates that
+miss the budget are thrown away. Here a candidate is thrown away a bounded number of times and then moved onto the
+budget, so that drawing always ends; how often that happened is told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from yolo_prune.allocation import Budget, WidthSolver
+from yolo_prune.allocation.budget import meet, require_reachable
+from yolo_prune.allocation.paths import Ratios
+from yolo_prune.channels import ChannelGraph, IntArray
+from yolo_prune.errors import ConfigError
+from yolo_prune.importance import FloatArray
+
+BAND = 0.01
+"""A candidate meets a budget when it costs at most that, and not less by more than this fraction."""
+
+TRIES = 200
+"""Draws before a candidate is moved onto the budget."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Widths that meet a budget.
+
+    Attributes:
+        number: Its number in the search.
+        widths: Kept channels of every group, shape (groups,).
+        ratios: The fractions that were drawn, shape (groups,); locked groups have some too, which means nothing.
+        tries: Draws that it took; `TRIES` where it was moved onto the budget.
+        moved: Whether it was.
+    """
+
+    number: int
+    widths: IntArray
+    ratios: FloatArray
+    tries: int
+    moved: bool
+
+
+class Sampler:
+    """Draws candidates; the same number always gives the same one, whoever draws it and in whatever order.
+
+    Args:
+        graph: The channel graph.
+        solver: What may be built.
+        budget: What a candidate may cost.
+        largest: Largest fraction of a group that is drawn (0.7 in the paper, for half the MACs).
+        seed: Of all draws.
+
+    Raises:
+        ConfigError: `largest` is out of range.
+        InfeasibleTargetError: The floors do not allow the budget.
+    """
+
+    def __init__(
+        self, graph: ChannelGraph, solver: WidthSolver, budget: Budget, *, largest: float = 0.7, seed: int = 0
+    ) -> None:
+        if not 0.0 < largest < 1.0:
+            raise ConfigError(f"largest ratio {largest:g}", expected="a number above 0 and below 1")
+        self._graph, self._solver, self._budget, self._largest, self._seed = graph, solver, budget, largest, seed
+        self._limit = budget.ratio * budget.cost(graph, graph.widths())
+        require_reachable(graph, budget, solver)
+
+    def draw(self, number: int) -> Candidate:
+        """Return a candidate."""
+        generator = np.random.default_rng([self._seed, number])
+        for tries in range(1, TRIES + 1):
+            ratios = generator.uniform(0.0, self._largest, size=len(self._solver.widths))
+            widths = self._solver.settle(self._solver.widths * (1.0 - ratios))
+            cost = self._budget.cost(self._graph, widths)
+            if (1.0 - BAND) * self._limit <= cost <= self._limit:
+                return Candidate(number=number, widths=widths, ratios=ratios, tries=tries, moved=False)
+        widths = meet(self._graph, self._budget, self._solver, Ratios(self._graph, ratios))
+        return Candidate(number=number, widths=widths, ratios=ratios, tries=TRIES, moved=True)
