@@ -14,8 +14,8 @@ from torch import nn
 
 from yolo_prune.channels import trace
 from yolo_prune.errors import ConfigError
-from yolo_prune.methods.slimming import ScalePenalty, channel_scales, penalised_channels
-from yolo_prune.methods.strength import AutoStrength, schedule_factor
+from yolo_prune.methods.slimming.penalty import ScalePenalty, channel_scales, penalised_channels
+from yolo_prune.methods.slimming.strength import AutoStrength, schedule_factor
 
 LR, STRENGTH = 0.125, 0.25
 """Powers of two: products of them are exact in every float type."""

@@ -220,7 +220,7 @@ def in_a_process(*words: str) -> None:
 def test_every_batch_norm_of_a_classic_model_can_be_penalised(dense_classic):
     """Locked are the image and the outputs, which no batch norm scales."""
     from yolo_prune.hosts.yolov5.surgery import trace_model
-    from yolo_prune.methods.slimming import penalised_channels
+    from yolo_prune.methods.slimming.penalty import penalised_channels
 
     model = stored(dense_classic).float().eval()
     graph = trace_model(model)

@@ -26,8 +26,8 @@ from yolo_prune.configuration import json_setting, setting
 from yolo_prune.export.machine import describe_machine
 from yolo_prune.hosts.ultralytics.checkpoints import load_model
 from yolo_prune.hosts.ultralytics.surgery import trace_model
-from yolo_prune.methods.slimming import ScalePenalty, penalised_channels
-from yolo_prune.methods.strength import MODES
+from yolo_prune.methods.slimming.penalty import ScalePenalty, penalised_channels
+from yolo_prune.methods.slimming.strength import MODES
 from yolo_prune.report import render
 
 

@@ -20,7 +20,7 @@ from yolo_prune.hosts.ultralytics.sparsity import SCOPES, SparsityOptions, Spars
 from yolo_prune.hosts.ultralytics.trainer import read_stock_yaml, require_stock_values, train
 from yolo_prune.importance import CRITERIA
 from yolo_prune.methods.gradual import PruningSchedule
-from yolo_prune.methods.strength import MODES, SCHEDULES, strength_of
+from yolo_prune.methods.slimming.strength import MODES, SCHEDULES, strength_of
 from yolo_prune.report import render
 from yolo_prune.report.scales import draw_scales
 

@@ -30,7 +30,7 @@ from yolo_prune.hosts.ultralytics.checkpoints import is_fused, require_deployabl
 from yolo_prune.hosts.ultralytics.distillation import network_of
 from yolo_prune.hosts.ultralytics.evaluation import require_kpt_shape
 from yolo_prune.hosts.ultralytics.refusals import training_refused
-from yolo_prune.methods.sparsity import forget_record
+from yolo_prune.methods.slimming.course import forget_record
 
 Callback: TypeAlias = Callable[[Any], None]
 """Called by the host's trainer with itself."""

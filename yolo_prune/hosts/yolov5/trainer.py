@@ -24,8 +24,8 @@ from yolo_prune.hosts.yolov5.reading import load
 from yolo_prune.hosts.yolov5.scripts import prepared
 from yolo_prune.hosts.yolov5.source import Classic
 from yolo_prune.hosts.yolov5.sparsity import SparsityRun, sparsity_in
-from yolo_prune.methods.sparsity import PICTURE, forget_record, read_record
-from yolo_prune.methods.strength import Sparsity
+from yolo_prune.methods.slimming.course import PICTURE, forget_record, read_record
+from yolo_prune.methods.slimming.strength import Sparsity
 
 Draw: TypeAlias = Callable[[dict[str, Any], Path], None]
 

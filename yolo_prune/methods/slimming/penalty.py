@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
 from yolo_prune.errors import ConfigError
 from yolo_prune.importance.base import FloatArray, scale_axes, scales
-from yolo_prune.methods.strength import Mode
+from yolo_prune.methods.slimming.strength import Mode
 
 ADAPTIVE = (torch.optim.Adam, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop)
 """Optimizers that divide by the gradient's own size (AdamW is an Adam): a subgradient of any strength moves alike."""

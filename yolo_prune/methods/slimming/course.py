@@ -1,12 +1,11 @@
 """The course of a sparsity training: the strength of each epoch, what it did, and the record from which it goes on.
 
 A host makes one in every process that trains, hands it the network, its graph and its optimizer, and says when epochs
-begin and end. Source: network slimming, Liu et al. 2017, eq. 1; `methods.slimming` applies the penalty.
+begin and end. Source: network slimming, Liu et al. 2017, eq. 1; `methods.slimming.penalty` applies the penalty.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_json
 from yolo_prune.importance.base import FloatArray
-from yolo_prune.methods.health import (
+from yolo_prune.methods.slimming.health import (
     SILENT,
     EpochHealth,
     GroupHealth,
@@ -30,8 +29,8 @@ from yolo_prune.methods.health import (
     macs_without,
     warnings_of,
 )
-from yolo_prune.methods.slimming import ScalePenalty, carry_zeros, channel_scales
-from yolo_prune.methods.strength import AutoStrength, Sparsity, schedule_factor
+from yolo_prune.methods.slimming.penalty import ScalePenalty, carry_zeros, channel_scales
+from yolo_prune.methods.slimming.strength import AutoStrength, Sparsity, schedule_factor
 
 RECORD, TABLE, PICTURE = "sparsity.json", "sparsity.csv", "sparsity.png"
 """What a run leaves in its folder: its state, one row a group and epoch, and the scales over the epochs."""
@@ -77,8 +76,6 @@ class SparsityCourse:
         self._graph, self._parameters = graph, parameters
         self._penalty = ScalePenalty(graph, parameters, chosen, mode=self.sparsity.mode)
         self._penalty.attach(optimizer)
-        if self.history:
-            self.history[-1] = dataclasses.replace(self.history[-1], distance=self._distance())
 
     def start(self, done: int = 0) -> None:
         """Look at the scales before the first epoch, or go on from the record.
@@ -113,13 +110,14 @@ class SparsityCourse:
         """
         self.penalty.forget()
         self._epoch, self.history = epoch, [done for done in self.history if done.epoch <= epoch]
-        epochs, last = len(lr_sums), self.history[-1]
+        # Measured, not remembered: after a cut the channels are others, and a resumed network is its moving average.
+        epochs, last, self._from = len(lr_sums), self.history[-1], self._distance()
         factors = [schedule_factor(self.sparsity.schedule, one / epochs) for one in range(epoch, epochs)]
         gain = self.penalty.momentum_gain()
         strength = self.sparsity.strength
         if strength is None:
             strength = self._auto.strength(
-                last.distance, float(np.dot(lr_sums[epoch:], factors)) * gain, arrived=last.arrived
+                self._from, float(np.dot(lr_sums[epoch:], factors)) * gain, arrived=last.arrived
             )
         self.penalty.strength = strength * factors[0]
         how = "given" if self.sparsity.strength is not None else "auto"
@@ -127,7 +125,7 @@ class SparsityCourse:
             f"sparsity: strength {self.penalty.strength:.3g} ({how}, {self.sparsity.mode}, {self.sparsity.schedule}) "
             f"on {int(self.penalty.chosen.sum()):,} channels; kept up, it moves a scale by "
             f"{self.penalty.strength * float(lr_sums[epoch:].sum()) * gain:.3g} until the end; "
-            f"{self.sparsity.share:.0%} of them are below {last.distance:.3g}"
+            f"{self.sparsity.share:.0%} of them are below {self._from:.3g}"
         )
 
     def end_epoch(self) -> list[str]:
@@ -160,7 +158,7 @@ class SparsityCourse:
         )
         distance = self._distance()
         nominal = penalty.strength * penalty.lr_sum * penalty.momentum_gain()
-        moved = self.history[-1].distance - distance if self.history else 0.0
+        moved = self._from - distance if self.history else 0.0
         pulls = [group.pull for group in groups if np.isfinite(group.pull)]
         self.history.append(
             EpochHealth(
