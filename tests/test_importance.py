@@ -41,7 +41,7 @@ EXPECTED = {
     ],
     "lamp": [25 / (25 + 169), 3 / (3 + 25 + 169), 0.0, 1.0],
     "taylor": [3 * 1 + 4 * 2, 1 * 3 + 1 * 1, 0.0, 12 * 1],
-    "taylor_gate": [(0.5 * 2) ** 2, (2 * 0.5) ** 2, 0.0, 1.0],
+    "taylor_scale": [(0.5 * 2) ** 2, (2 * 0.5) ** 2, 0.0, 1.0],
     "fisher": [(9 * 1 + 16 * 4) / 2, (9 + 1) / 2, 0.0, 144 / 2],
     "apoz": [0.75, 0.5, 0.0, 1.0],
     "hrank": [2.0, 1.0, 0.0, 3.0],
@@ -241,7 +241,10 @@ class TestCollect:
         model = build("Chain").eval()
         graph = trace(model, torch.zeros(1, 3, 8, 8))
         before = {name: value.clone() for name, value in model.state_dict().items()}
+        model.b.requires_grad_(False)
         collect(model, graph, batches(), squared, needs=self.BOTH)
+        assert not model.b.weight.requires_grad
+        assert model.a.weight.requires_grad
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
         assert all(parameter.grad is None for parameter in model.parameters())
         assert not any(module._forward_hooks for module in model.modules())
@@ -283,7 +286,7 @@ class TestOnTheHostsData:
         before = {name: value.clone() for name, value in model.state_dict().items()}
         images = TrainingImages(data=tiny_data, imgsz_px=64, batches=2, batch=4, workers=0)
         first, second = (collect_evidence(model, graph, images, needs=TestCollect.BOTH) for _ in range(2))
-        for name in ("taylor", "taylor_gate", "fisher", "apoz", "hrank"):
+        for name in ("taylor", "taylor_scale", "fisher", "apoz", "hrank"):
             scores = [score_channels(graph, one, CRITERIA[name]) for one in (first, second)]
             np.testing.assert_array_equal(*scores)
             free = np.concatenate([graph.groups[index].channels for index in graph.free_groups()])

@@ -96,12 +96,20 @@ class TestFigures:
 
     def test_the_curves_are_drawn_alike_each_time(self, tmp_path):
         cells = Cells(records=[line("direct"), line("dense"), line("start"), line("gradual_sparse", silent=[0.0, 0.4])])
+        Cells(records=[line("dense")]).draw(tmp_path / "none.svg")
+        assert not (tmp_path / "none.svg").exists()  # a control alone is compared with nothing
         files = [tmp_path / "a.svg", tmp_path / "b.svg"]
         for file in files:
             copy.deepcopy(cells).draw(file)
         assert files[0].read_bytes() == files[1].read_bytes()
         texts = {element.text for element in ET.parse(files[0]).iter() if element.tag.endswith("text")}
-        assert {"direct", "dense", "start", "gradual_sparse", "m, d, 64 px, 20 epochs, 50% of the MACs"} <= texts
+        assert {
+            "direct",
+            "dense",
+            "start",
+            "gradual_sparse",
+            "m, d, 64 px, 20 epochs, 50% of the MACs, batch 4, dense 1 epochs",
+        } <= texts
 
 
 @pytest.mark.slow

@@ -24,8 +24,7 @@ from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.collection import TrainingImages
 from yolo_prune.hosts.ultralytics.scoring import Scorer
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
-from yolo_prune.importance import CRITERIA, score_channels
-from yolo_prune.pipeline.pruning import weights_of
+from yolo_prune.importance import CRITERIA, Evidence, score_channels
 from yolo_prune.pipeline.search import read
 from yolo_prune.search.sampling import BAND, TRIES, Sampler
 
@@ -113,7 +112,7 @@ class TestScorer:
         """The same after other candidates were scored, and the candidate is left as it was."""
         model = read_checkpoint(dense_checkpoint).model
         graph = trace_model(model)
-        scores = score_channels(graph, weights_of(model), CRITERIA["l1"])
+        scores = score_channels(graph, Evidence.of(model), CRITERIA["l1"])
         scorer = Scorer(model, images, held_out=0.25, seed=0)
         sampler = Sampler(graph, WidthSolver(graph, Constraints()), Budget(unit="macs", ratio=0.8))
         masks = [lowest_go(graph, scores, sampler.draw(number).widths) for number in range(2)]

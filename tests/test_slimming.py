@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from torch import nn
 
 from yolo_prune.channels import trace
 from yolo_prune.errors import ConfigError
+from yolo_prune.methods.slimming.course import SparsityCourse
 from yolo_prune.methods.slimming.penalty import ScalePenalty, channel_scales, penalised_channels
-from yolo_prune.methods.slimming.strength import AutoStrength, schedule_factor
+from yolo_prune.methods.slimming.strength import AutoStrength, Sparsity, schedule_factor
 
 LR, STRENGTH = 0.125, 0.25
 """Powers of two: products of them are exact in every float type."""
@@ -330,3 +332,54 @@ class TestAuto:
 
     def test_does_not_explode_when_nothing_moves(self):
         assert AutoStrength().strength(1.0, 2.0, arrived=-5.0) == AutoStrength().strength(1.0, 2.0, arrived=0.1) == 5.0
+
+
+class TestCourse:
+    """The strength of each epoch, told what the host knows."""
+
+    EPOCHS, STEPS = 10, 4
+
+    def course(self, model: nn.Module, folder: Path, *, done: int = 0) -> tuple[SparsityCourse, torch.optim.Optimizer]:
+        graph = trace(model.eval(), torch.zeros(1, 3, 8, 8))
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+        course = SparsityCourse(Sparsity(), folder, imgsz_px=8, writes=True)
+        course.attach(graph, dict(model.named_parameters()), penalised_channels(graph), optimizer)
+        course.start(done)
+        return course, optimizer
+
+    def run(self, course: SparsityCourse, optimizer: torch.optim.Optimizer, epochs: range) -> list[float]:
+        """Run epochs without a task; return their strengths."""
+        strengths = []
+        for epoch in epochs:
+            course.begin_epoch(epoch, np.full(self.EPOCHS, LR * self.STEPS))
+            strengths.append(course.penalty.strength)
+            for _ in range(self.STEPS):
+                optimizer.step()
+            course.end_epoch()
+        return strengths
+
+    def test_with_nothing_against_it_the_strength_stays_and_the_share_arrives(self, tmp_path):
+        course, optimizer = self.course(network(), tmp_path)
+        strengths = self.run(course, optimizer, range(self.EPOCHS))
+        assert strengths == pytest.approx([strengths[0]] * self.EPOCHS, rel=1e-4)
+        assert course.history[-1].silent == pytest.approx(0.5, abs=0.1)
+
+    def test_resumed_from_weights_that_lag_behind_it_does_not_panic(self, tmp_path):
+        """A host resumes from its moving average, whose scales are larger than those that the record saw."""
+        model = network()
+        before = self.run(*self.course(model, tmp_path), range(5))
+        lagging = network()
+        with torch.no_grad():
+            for new, old, start in zip(*(one.parameters() for one in (lagging, model, network())), strict=True):
+                new.copy_(0.6 * old + 0.4 * start)
+        course, optimizer = self.course(lagging, tmp_path, done=5)
+        assert [epoch.epoch for epoch in course.history] == [0, 1, 2, 3, 4, 5]
+        after = self.run(course, optimizer, range(5, self.EPOCHS))
+        assert max(after) < 3.0 * before[-1]
+        assert [round(epoch.arrived, 2) for epoch in course.history[6:-1]] == [1.0] * 4  # the last meets zero
+
+    def test_a_damaged_record_is_refused(self, tmp_path):
+        self.run(*self.course(network(), tmp_path), range(1))
+        (tmp_path / "sparsity.json").write_text('{"options": {}}')
+        with pytest.raises(ConfigError, match=r"cannot read .*sparsity\.json"):
+            self.course(network(), tmp_path, done=1)

@@ -20,6 +20,7 @@ from ultralytics import YOLO
 
 from yolo_prune.errors import CheckpointError
 from yolo_prune.hosts.slim import MARKER, is_slim, widths
+from yolo_prune.hosts.ultralytics import trainer as host_trainer
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.trainer import (
     SlimDetectionTrainer,
@@ -168,7 +169,9 @@ class TestResume:
         )
         assert done.returncode == -signal.SIGKILL, done.stderr
 
-    def test_after_a_kill_ends_slim_at_the_planned_epoch(self, command, slim_checkpoint, slim, tiny_data, tmp_path):
+    def test_after_a_kill_ends_slim_at_the_planned_epoch(
+        self, command, slim_checkpoint, slim, tiny_data, tmp_path, monkeypatch
+    ):
         words = ["finetune", f"model={slim_checkpoint}", f"data={tiny_data}", "epochs=3"]
         folder = tmp_path / "tuned"
         self.kill(
@@ -178,7 +181,19 @@ class TestResume:
         last = folder / "weights" / "last.pt"
         assert interrupted(folder) == "resumable"
         assert_slim(last, slim)
+        careful: list[tuple[str, ...]] = []  # what `test_kills` tests apart has to be called, too
+
+        def told(name: str, function: Any) -> Any:
+            def call(*files: Any, **more: Any) -> Any:
+                careful.append((name, *(Path(file).name for file in files)))
+                return function(*files, **more)
+
+            return call
+
+        for name in ("renew_best", "strip_whole"):
+            monkeypatch.setattr(host_trainer, name, told(name, getattr(host_trainer, name)))
         assert command("finetune", f"model={last}", "resume=true").code == 0
+        assert careful == [("renew_best", "last.pt", "best.pt"), ("strip_whole", "last.pt"), ("strip_whole", "best.pt")]
         assert epochs_in(folder) == [1, 2, 3]
         assert interrupted(folder) == "finished"
         for name in ("best.pt", "last.pt"):

@@ -22,6 +22,7 @@ from bench_recipes import append, read
 from yolo_prune.allocation import PATHS
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
+from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.importance import CRITERIA
 from yolo_prune.pipeline.prune import prune
@@ -50,8 +51,9 @@ class CriteriaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One experiment."""
+    """One experiment; `model` is the start of the checkpoint's SHA-256."""
 
+    model: str
     criterion: str
     allocation: str
     budget: float
@@ -78,7 +80,7 @@ class CriteriaFigures:
         groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for record in self.records:
             cell = record["cell"]
-            place = f"{cell['data']}, {cell['imgsz_px']} px"
+            place = f"{cell['data']}, {cell['imgsz_px']} px, {cell['batches']} batches of {cell['batch']}"
             groups.setdefault((place, cell["criterion"], cell["allocation"]), []).append(record)
         kinds = [(budget, kind) for budget in budgets for kind in ("recalibrated", "as pruned")]
         rows = [
@@ -115,8 +117,9 @@ def bench(config: CriteriaConfig) -> CriteriaFigures:
         require_split(Path(config.data), split)
     cells = [
         Cell(
-            criterion=criterion, allocation=allocation, budget=budget, seed=config.seed,
-            data=Path(config.data).parent.name, imgsz_px=config.imgsz, batch=config.batch, batches=config.batches,
+            model=sha256(Path(config.model))[:12], criterion=criterion, allocation=allocation, budget=budget,
+            seed=config.seed, data=Path(config.data).parent.name, imgsz_px=config.imgsz, batch=config.batch,
+            batches=config.batches,
         )
         for budget in config.budgets
         for allocation in config.allocations

@@ -35,13 +35,15 @@ class Cells:
         """Draw mAP on val and the share of silent channels over the epochs, a row of panels for each comparison.
 
         Args:
-            path: SVG file, written anew; the same cells give the same bytes.
+            path: SVG file, written anew; the same cells give the same bytes. None where there are controls only.
         """
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # drawn without a display or global state
         from matplotlib.figure import Figure
 
         comparisons = _comparisons(self.records)
+        if not comparisons:
+            return
         with matplotlib.rc_context({"svg.hashsalt": "recipes", "svg.fonttype": "none"}):
             figure = Figure(figsize=(11, 4.2 * len(comparisons)), layout="constrained")
             FigureCanvasAgg(figure)
@@ -100,6 +102,8 @@ def _comparisons(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]
         place = [cell[name] for name in (*PLACE, "epochs")]
         title = f"{cell['model']}, {cell['data']}, {cell['imgsz_px']} px, {cell['epochs']} epochs"
         title += f", {cell['budget']:.0%} of the MACs"
+        if (cell["batch"], cell["dense_epochs"]) != (16, 30):  # the tool's defaults
+            title += f", batch {cell['batch']}, dense {cell['dense_epochs']} epochs"
         if title not in found:
             found[title] = [
                 control

@@ -34,7 +34,7 @@ def tune(share: float = 1.0, **settings: Any) -> Step:
 
 
 def cut_in_steps(share: float = 1.0, *, steps: int, until: float, **settings: Any) -> Step:
-    """Prune while training, the last step after a share of the epochs."""
+    """Prune while training, the last step after about a share of the epochs: steps are whole epochs apart."""
 
     def made(epochs: int, budget: float) -> Mapping[str, Any]:
         every = max(1, round(until * epochs / steps))

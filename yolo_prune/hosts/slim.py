@@ -56,7 +56,7 @@ def write_checkpoint(path: Path, content: Mapping[str, Any], *, replace: bool = 
 
 
 def slim_content(
-    slim: nn.Module, source: Checkpoint, plan: PrunePlan, *, dtype: torch.dtype, folded: bool
+    slim: nn.Module, source: Checkpoint, plan: PrunePlan, *, dtype: torch.dtype, folded: bool, recalibrated: int
 ) -> dict[str, Any]:
     """Return what the checkpoints of both hosts hold of a slim model; each adds its own keys.
 
@@ -66,9 +66,10 @@ def slim_content(
         plan: The plan that was applied.
         dtype: Type of the stored weights; the source's own loses nothing if weights were only selected.
         folded: Whether constants of removed channels were folded in, for the record.
+        recalibrated: Batches on which batch norms were recalibrated, for the record.
     """
     model = copied(slim).to(dtype)
-    setattr(model, MARKER, {**provenance(slim, source, plan), "folded": folded})
+    setattr(model, MARKER, {**provenance(slim, source, plan), "folded": folded, "recalibrated": recalibrated})
     nothing = dict.fromkeys(("best_fitness", "ema", "updates", "optimizer"))  # no training is under way
     return {"epoch": -1, "model": model, "date": datetime.now(timezone.utc).isoformat(), **nothing}
 

@@ -7,12 +7,12 @@ from yolo_prune.importance.evidence import Evidence, collect
 from yolo_prune.importance.feature_maps import APOZ, HRANK
 from yolo_prune.importance.lamp import LAMP
 from yolo_prune.importance.magnitude import L1, L2
-from yolo_prune.importance.sensitivity import FISHER, TAYLOR, TAYLOR_GATE
+from yolo_prune.importance.sensitivity import FISHER, TAYLOR, TAYLOR_SCALE
 from yolo_prune.importance.similarity import FPGM
 
 CRITERIA: dict[str, Criterion] = {
     criterion.name: criterion
-    for criterion in (L1, L2, FPGM, LAMP, BN_SCALE, TAYLOR, TAYLOR_GATE, FISHER, APOZ, HRANK, RANDOM)
+    for criterion in (L1, L2, FPGM, LAMP, BN_SCALE, TAYLOR, TAYLOR_SCALE, FISHER, APOZ, HRANK, RANDOM)
 }
 """Every criterion by the name that the user types."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_prune.channels import AxisKey, ChannelGraph, Role
+from yolo_prune.channels.tensors import named_tensors
 from yolo_prune.errors import ConfigError
 
 Need: TypeAlias = Literal["gradients", "activations"]
@@ -52,6 +53,11 @@ class Evidence:
     squares: Mapping[str, Tensor] = field(default_factory=dict)
     activations: Mapping[AxisKey, Activations] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, model: nn.Module) -> Evidence:
+        """Return what can be known of a model without data: its weights, on the CPU."""
+        return cls(tensors={name: tensor.detach().cpu() for name, tensor in named_tensors(model).items()})
+
 
 def collect(
     model: nn.Module,
@@ -64,7 +70,7 @@ def collect(
     """Run training batches once and gather what criteria need of them.
 
     Args:
-        model: The traced model, in the mode in which it shall run; only its gradients change.
+        model: The traced model, in the mode in which it shall run; it is left as it is.
         graph: Its channel graph.
         batches: What `loss` takes.
         loss: Runs the model on a batch and returns the training loss.
@@ -73,6 +79,7 @@ def collect(
     Raises:
         ConfigError: No batch, or a loss that is not finite.
     """
+    trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
     gradients = _Gradients(model, graph) if "gradients" in needs else None
     activations = _ActivationHooks(model, graph) if "activations" in needs else None
     count = 0
@@ -88,13 +95,14 @@ def collect(
                 gradients.add()
     finally:
         model.zero_grad(set_to_none=True)
+        for parameter, was in trained.items():
+            parameter.requires_grad_(was)
         if activations is not None:
             activations.remove()
     if not count:
         raise ConfigError("no batch to learn importance from", expected="training images")
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return Evidence(
-        tensors=tensors,
+        tensors=Evidence.of(model).tensors,
         gradients=gradients.means(count) if gradients else {},
         squares=gradients.mean_squares(count) if gradients else {},
         activations=activations.result() if activations else {},

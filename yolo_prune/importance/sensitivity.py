@@ -1,6 +1,6 @@
 """How the training loss would change: first-order Taylor expansions and Fisher information.
 
-Sources: Molchanov et al., Importance Estimation for Neural Network Pruning, 2019 (Taylor, by weights and by gates);
+Sources: Molchanov et al., Importance Estimation for Neural Network Pruning, 2019 (Taylor, by weights and by scales);
 Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018. Gradients are those of batches, as
 `importance.evidence` gathers them.
 """
@@ -41,8 +41,10 @@ class Taylor:
 
 
 @dataclass(frozen=True)
-class TaylorGate:
-    """(gamma * gradient)^2 of a channel's batch-norm scale, which gates it: eq. 8 of Molchanov et al.
+class TaylorScale:
+    """(gamma * gradient)^2 of a channel's batch-norm scale: the first-order change if the scale were zero.
+
+    The authors' code calls this BN_Taylor. A gate behind the norm, which they find better, would count the shift too.
 
     Attributes:
         name: What the user types.
@@ -50,7 +52,7 @@ class TaylorGate:
         needs: Gradients.
     """
 
-    name: str = "taylor_gate"
+    name: str = "taylor_scale"
     normalization: Normalization = "none"
     needs: frozenset[Need] = GRADIENTS
 
@@ -63,7 +65,9 @@ class TaylorGate:
 
 @dataclass(frozen=True)
 class Fisher:
-    """The sum of gradient^2 * w^2 / 2 over a filter's weights: the second-order change, by the empirical Fisher matrix.
+    """The sum of gradient^2 * w^2 / 2 over a filter's weights: a second-order change of the loss.
+
+    The gradients are those of batches; with `batch=1` they are those of the empirical Fisher matrix, its diagonal.
 
     Attributes:
         name: What the user types.
@@ -91,4 +95,4 @@ def _summed(matrix: Tensor) -> FloatArray:
     return scores
 
 
-TAYLOR, TAYLOR_GATE, FISHER = Taylor(), TaylorGate(), Fisher()
+TAYLOR, TAYLOR_SCALE, FISHER = Taylor(), TaylorScale(), Fisher()

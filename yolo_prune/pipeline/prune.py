@@ -17,17 +17,17 @@ from yolo_prune.pipeline.pruning import PruneConfig, PruneResult, PruningHost, p
 
 
 def _collect(model: nn.Module, graph: ChannelGraph, needs: Collection[Need], config: PruneConfig) -> Evidence:
-    return collect_evidence(model, graph, _images(config, config.batches), needs=needs)
+    return collect_evidence(model, graph, _images(config, config.batches, config.imgsz), needs=needs)
 
 
-def _recalibrate(model: nn.Module, config: PruneConfig) -> int:
-    return recalibrate_on(model, _images(config, config.recalibrate))
+def _recalibrate(model: nn.Module, config: PruneConfig, imgsz_px: int) -> int:
+    return recalibrate_on(model, _images(config, config.recalibrate, imgsz_px))
 
 
-def _images(config: PruneConfig, batches: int) -> TrainingImages:
+def _images(config: PruneConfig, batches: int, imgsz_px: int) -> TrainingImages:
     return TrainingImages(
         data=Path(str(config.data)),
-        imgsz_px=config.imgsz,
+        imgsz_px=imgsz_px,
         batches=batches,
         batch=config.batch,
         workers=config.workers,

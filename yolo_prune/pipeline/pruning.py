@@ -124,7 +124,15 @@ class Writer(Protocol):
     """Writes a slim checkpoint; see `hosts.ultralytics.checkpoints.write_slim`."""
 
     def __call__(
-        self, path: Path, slim: nn.Module, source: Checkpoint, plan: PrunePlan, *, dtype: torch.dtype, folded: bool
+        self,
+        path: Path,
+        slim: nn.Module,
+        source: Checkpoint,
+        plan: PrunePlan,
+        *,
+        dtype: torch.dtype,
+        folded: bool,
+        recalibrated: int,
     ) -> None:
         """Write it."""
         ...
@@ -141,7 +149,8 @@ class PruningHost:
         verifier: Returns what proves slim copies of a model.
         write: Writes a slim checkpoint that the host loads.
         collect: Gathers what criteria need of training batches; None where the host cannot.
-        recalibrate: Measures batch-norm statistics anew, in place; None where the host cannot.
+        recalibrate: Measures batch-norm statistics anew, in place, at a side of images in px, and returns the number of
+            batches; None where the host cannot.
     """
 
     read: Callable[[Path], Checkpoint]
@@ -150,7 +159,7 @@ class PruningHost:
     verifier: Callable[[nn.Module, ChannelGraph], Verifier]
     write: Writer
     collect: Callable[[nn.Module, ChannelGraph, Collection[Need], PruneConfig], Evidence] | None = None
-    recalibrate: Callable[[nn.Module, PruneConfig], int] | None = None
+    recalibrate: Callable[[nn.Module, PruneConfig, int], int] | None = None
 
 
 def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
@@ -162,9 +171,7 @@ def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
     out = Path(config.out)
     require_new_outputs({"out": config.out, "save_plan": config.save_plan, "json": config.json})
     chosen = None if config.plan else choices(config)
-    for word in changed(config, CHOICES) if config.plan else ():
-        raise ConfigError(f"plan= together with {word}", expected="one of them: a plan holds every choice already")
-    require_data(host, config)
+    require_settings(host, config)
     source = host.read(Path(config.model))
     graph = host.trace(source.model)
     plan = PrunePlan.load(Path(config.plan)) if config.plan else make_plan(host, source, graph, config, *chosen)  # type: ignore[misc]
@@ -175,24 +182,15 @@ def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
     folding = None
     if config.fold:
         folding = fold_constants(source.model, slim, graph, keep, _fold_example(graph, source.model))
-    batches = host.recalibrate(slim, config) if config.recalibrate and host.recalibrate else 0
+    batches = host.recalibrate(slim, config, plan.imgsz_px) if config.recalibrate and host.recalibrate else 0
     # Selected weights keep their type; folded ones are new numbers and would lose digits in half precision.
     dtype = torch.float32 if config.fold else source.stored_dtype
     if config.save_plan:
         plan.save(Path(config.save_plan))
-    host.write(out, slim, source, plan, dtype=dtype, folded=config.fold)
+    host.write(out, slim, source, plan, dtype=dtype, folded=config.fold, recalibrated=batches)
     kept = graph.kept_widths(keep)
     widths = [(group.name, group.width, int(size)) for group, size in zip(graph.groups, kept, strict=True)]
     return PruneResult(out=out, plan=plan, verification=proof, widths=widths, folding=folding, recalibrated=batches)
-
-
-def weights_of(model: nn.Module) -> Evidence:
-    """Return what criteria that need no data look at."""
-    return Evidence(tensors={**dict(model.named_parameters()), **dict(model.named_buffers())})
-
-
-def _without_data() -> list[str]:
-    return [name for name, criterion in CRITERIA.items() if not criterion.needs]
 
 
 def make_plan(
@@ -209,7 +207,7 @@ def make_plan(
         graph,
         host.collect(source.model, graph, criterion.needs, config)
         if criterion.needs and host.collect  # `require_data` saw to it
-        else weights_of(source.model),
+        else Evidence.of(source.model),
         criterion,
         reduction=config.reduction,  # type: ignore[arg-type]  # checked by `choices`
         normalization=config.normalization,  # type: ignore[arg-type]
@@ -266,27 +264,40 @@ def _fold_example(graph: ChannelGraph, model: nn.Module) -> torch.Tensor:
     return torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def require_data(host: PruningHost, config: PruneConfig) -> None:
-    """Refuse what lacks its data, data that nothing looks at, and what the host cannot do.
+def require_settings(host: PruningHost, config: PruneConfig) -> None:
+    """Refuse settings that contradict each other, lack their data, or ask for what the host cannot do.
 
     Raises:
         ConfigError: One of them, or a number out of range.
     """
-    criterion = CRITERIA[config.criterion] if not config.plan else None
-    wishes = {f"criterion={config.criterion}": host.collect} if criterion and criterion.needs else {}
+    for word in changed(config, CHOICES) if config.plan else ():
+        raise ConfigError(f"plan= together with {word}", expected="one of them: a plan holds every choice already")
+    if config.fold and config.recalibrate:
+        raise ConfigError(
+            "fold=true together with recalibrate=",
+            expected="one of them: recalibration measures anew the means into which constants are folded",
+        )
+    wishes: dict[str, Any] = {}
+    if not config.plan and CRITERIA[config.criterion].needs:
+        wishes[f"criterion={config.criterion}"] = host.collect
     if config.recalibrate:
-        wishes[f"recalibrate={config.recalibrate}"] = host.recalibrate  # type: ignore[assignment]
+        wishes[f"recalibrate={config.recalibrate}"] = host.recalibrate
     for wish, way in wishes.items():
         if way is None:
-            raise ConfigError(f"{wish} on this host", expected=f"a criterion of weights: {', '.join(_without_data())}")
+            raise ConfigError(f"{wish} on this host", expected="what needs no training images", remedy=_without_data())
         if config.data is None:
             raise ConfigError(
                 f"{wish} without data=",
                 expected="data: a data yaml, whose training images it looks at",
-                remedy=f"data=data.yaml, or a criterion without: {', '.join(_without_data())}",
+                remedy=f"data=data.yaml, or {_without_data()}",
             )
     for word in changed(config, ("data", "batches", "batch", "workers")) if not wishes else ():
         raise ConfigError(f"{word}, which nothing looks at", expected="criterion= or recalibrate= that needs it")
     for name, least in (("batches", 1), ("batch", 1), ("workers", 0), ("recalibrate", 0)):
         if getattr(config, name) < least:
             raise ConfigError(f"{name}={getattr(config, name)}", expected=f"{least} or more")
+
+
+def _without_data() -> str:
+    names = [name for name, criterion in CRITERIA.items() if not criterion.needs]
+    return f"a criterion that looks at weights only: {', '.join(names)}"

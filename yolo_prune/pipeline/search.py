@@ -28,8 +28,7 @@ from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.collection import TrainingImages, collect_evidence
 from yolo_prune.hosts.ultralytics.scoring import Scorer
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
-from yolo_prune.importance import CRITERIA, FloatArray, score_channels
-from yolo_prune.pipeline.pruning import weights_of
+from yolo_prune.importance import CRITERIA, Evidence, FloatArray, score_channels
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.report import quantity, render
 from yolo_prune.search.sampling import Candidate, Sampler
@@ -170,7 +169,7 @@ def check(config: SearchConfig) -> Constraints:
 def _importance(config: SearchConfig, model: nn.Module, graph: ChannelGraph, images: TrainingImages) -> FloatArray:
     criterion = CRITERIA[config.criterion]
     if not criterion.needs:
-        return score_channels(graph, weights_of(model), criterion)
+        return score_channels(graph, Evidence.of(model), criterion)
     return score_channels(graph, collect_evidence(model, graph, images, needs=criterion.needs), criterion)
 
 

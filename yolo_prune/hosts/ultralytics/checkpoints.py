@@ -83,7 +83,14 @@ def build_from_yaml(name: str) -> nn.Module:
 
 
 def write_slim(
-    path: Path, slim: nn.Module, source: Checkpoint, plan: PrunePlan, *, dtype: torch.dtype, folded: bool = False
+    path: Path,
+    slim: nn.Module,
+    source: Checkpoint,
+    plan: PrunePlan,
+    *,
+    dtype: torch.dtype,
+    folded: bool = False,
+    recalibrated: int = 0,
 ) -> None:
     """Write a slim checkpoint that stock Ultralytics loads, with its provenance in the marker attribute.
 
@@ -94,11 +101,12 @@ def write_slim(
         plan: The plan that was applied.
         dtype: Type of the stored weights; the source's own loses nothing if weights were only selected.
         folded: Whether constants of removed channels were folded in, for the record.
+        recalibrated: Batches on which batch norms were recalibrated, for the record.
 
     Raises:
         OutputError: `path` exists or cannot be written.
     """
-    content = slim_content(slim, source, plan, dtype=dtype, folded=folded)
+    content = slim_content(slim, source, plan, dtype=dtype, folded=folded, recalibrated=recalibrated)
     own = {"train_args": source.train_args, "version": _host_version(), "license": LICENSE}
     write_checkpoint(path, {**content, **own})
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Collection, Iterator
+import random
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ultralytics.cfg import get_cfg
 from ultralytics.data import build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
-from ultralytics.utils import TQDM
+from ultralytics.utils import DEFAULT_CFG_DICT, TQDM
 
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.errors import DataError
@@ -25,6 +25,9 @@ from yolo_prune.hosts.ultralytics.evaluation import read_data, require_kpt_shape
 from yolo_prune.importance import Evidence, collect
 from yolo_prune.importance.evidence import Need
 from yolo_prune.search import recalibrate
+
+GAINS = ("box", "cls", "dfl", "pose", "kobj", "rle", "angle")
+"""Training keys of the host that weigh the parts of its loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class TrainingImages:
         batch: Images per batch.
         workers: Loader processes.
         device: Where models run on them.
+        description: What the host's trainer made of the data yaml; read anew if absent.
     """
 
     data: Path
@@ -46,6 +50,7 @@ class TrainingImages:
     batch: int
     workers: int
     device: str = "cpu"
+    description: Mapping[str, Any] | None = None
 
 
 def collect_evidence(
@@ -66,14 +71,21 @@ def collect_evidence(
         CheckpointError: A task that is pruned only.
     """
     copy = bare_copy(model).to(images.device)
-    with usable(copy, images):
-        copy.args = get_cfg(overrides={"task": task_of(copy), "data": str(images.data), "imgsz": images.imgsz_px})
-        copy.criterion = None
-        copy.train()
-        for module in copy.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        return collect(copy, graph, _batches(copy, images), _loss, needs=needs)
+    batches = training_batches(copy, images)
+    copy.args = get_cfg(overrides={**gains_of(model), "task": task_of(copy), "imgsz": images.imgsz_px})
+    copy.criterion = None
+    copy.train()
+    for module in copy.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    return collect(copy, graph, batches, _loss, needs=needs)
+
+
+def gains_of(model: Any) -> dict[str, Any]:
+    """Return the weights of the parts of the loss that a model was, or is, trained with; none where it does not say."""
+    arguments = getattr(model, "args", None) or {}
+    known = arguments if isinstance(arguments, Mapping) else vars(arguments)
+    return {key: known[key] for key in GAINS if key in DEFAULT_CFG_DICT and known.get(key) is not None}
 
 
 def recalibrate_on(model: nn.Module, images: TrainingImages) -> int:
@@ -84,37 +96,20 @@ def recalibrate_on(model: nn.Module, images: TrainingImages) -> int:
         CheckpointError: A task that is pruned only.
     """
     copy = bare_copy(model).to(images.device)
-    with usable(copy, images):
-        count = recalibrate(copy, _batches(copy, images), lambda network, batch: network(batch["img"]))
+    count = recalibrate(copy, training_batches(copy, images), lambda network, batch: network(batch["img"]))
     measured = dict(copy.named_buffers())
     for name, buffer in model.named_buffers():
         buffer.copy_(measured[name])
     return count
 
 
-@contextlib.contextmanager
-def usable(model: Any, images: TrainingImages) -> Iterator[None]:
-    """Refuse images that a model cannot be trained on; whatever the host says against them later, in our words.
+def training_batches(model: Any, images: TrainingImages) -> Iterator[dict[str, Any]]:
+    """Return batches as the host's loss wants them, with a progress bar.
 
     Raises:
         DataError: The yaml or its training split is missing, or does not fit the model.
         CheckpointError: A task that is pruned only.
     """
-    data = images.data
-    require_deployable(model, str(data))
-    require_kpt_shape(model, read_data(data), str(data))
-    require_split(data, "train")
-    with host_errors_as(
-        DataError,
-        f"Ultralytics cannot train on '{data}'",
-        expected="images with labels of the model's classes",
-        remedy="correct the data; --debug shows where it stopped",
-    ):
-        yield
-
-
-def _batches(model: Any, images: TrainingImages) -> Iterator[dict[str, Any]]:
-    """Yield batches as the host's loss wants them, with a progress bar."""
     dataset = training_dataset(model, images)
     loader = DataLoader(  # the host's own would look at other images in each of several processes
         dataset,
@@ -131,25 +126,42 @@ def training_dataset(model: Any, images: TrainingImages) -> Any:
     """Return the host's dataset of training images as it validates: letterboxed, without augmentation.
 
     Raises:
-        DataError: The data has other classes than the model.
+        DataError: The yaml or its training split is missing, or does not fit the model.
+        CheckpointError: A task that is pruned only.
     """
-    description = check_det_dataset(str(images.data))
-    if description["nc"] != model.model[-1].nc:
-        raise DataError(
-            f"'{images.data}' has {description['nc']} classes",
-            expected=f"{model.model[-1].nc}, as the model was trained for",
-        )
-    settings = get_cfg(overrides={"task": task_of(model), "imgsz": images.imgsz_px})
-    stride = max(int(model.stride.max()), 32)
-    return build_yolo_dataset(settings, description["train"], images.batch, description, mode="val", stride=stride)
+    data = images.data
+    require_deployable(model, str(data))
+    require_kpt_shape(model, images.description or read_data(data), str(data))
+    if images.description is None:
+        require_split(data, "train")
+    with host_errors_as(
+        DataError,
+        f"Ultralytics cannot train on '{data}'",
+        expected="images with labels of the model's classes",
+        remedy="correct the data; --debug shows where it stopped",
+    ):
+        description = dict(images.description or check_det_dataset(str(data)))
+        if description["nc"] != model.model[-1].nc:
+            raise DataError(
+                f"'{data}' has {description['nc']} classes",
+                expected=f"{model.model[-1].nc}, as the model was trained for",
+            )
+        single = images.description is not None and description["nc"] == 1  # the trainer may have made one of many
+        settings = get_cfg(overrides={"task": task_of(model), "imgsz": images.imgsz_px, "single_cls": single})
+        stride = max(int(model.stride.max()), 32)
+        return build_yolo_dataset(settings, description["train"], images.batch, description, mode="val", stride=stride)
 
 
 def first_batches(loader: Any, images: TrainingImages) -> Iterator[dict[str, Any]]:
     """Yield the first batches of a loader as models want them, with a progress bar."""
     count = min(images.batches, len(loader))
-    for _, batch in zip(range(count), TQDM(loader, total=count, desc="training images"), strict=False):
-        moved = {k: value.to(images.device) if isinstance(value, Tensor) else value for k, value in batch.items()}
-        yield {**moved, "img": moved["img"].float() / 255}
+    state = random.getstate()  # the host's dataset draws from it, and so does a training that goes on afterwards
+    try:
+        for _, batch in zip(range(count), TQDM(loader, total=count, desc="training images"), strict=False):
+            moved = {k: value.to(images.device) if isinstance(value, Tensor) else value for k, value in batch.items()}
+            yield {**moved, "img": moved["img"].float() / 255}
+    finally:
+        random.setstate(state)
 
 
 def _loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import TORCH_2_13, ModelEMA
 
 from yolo_prune.allocation import PATHS, Allocation, Budget, Constraints, allocate
 from yolo_prune.channels import BoolArray, ChannelGraph
-from yolo_prune.channels.tensors import named_tensors
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import sha256, write_json
 from yolo_prune.hosts.slim import MARKER, Checkpoint, is_slim, provenance
@@ -115,7 +114,9 @@ class GradualPruning:
             warn_of_few_steps(trainer)
         graph, self._imgsz_px = _traced(trainer.ema.ema), int(trainer.args.imgsz)
         self._macs = float(graph.cost.macs(graph.widths(), imgsz_px=self._imgsz_px))
-        # What is out of reach is said now, not hours later; which channels would go does not matter to it.
+        if CRITERIA[self.options.criterion].needs:  # data that do not serve are refused now, not hours later
+            self._scores(trainer, graph, self.options.criterion, batches=1)
+        # So is what is out of reach; which channels would go does not matter to it.
         self._allocated(graph, self._scores(trainer, graph, "l2"), self.options.schedule.target)
         if RANK in {-1, 0}:
             record = {"options": asdict(self.options), "macs": self._macs, "imgsz_px": self._imgsz_px, "steps": []}
@@ -170,22 +171,28 @@ class GradualPruning:
         return plan
 
     def _chosen(self, trainer: Any, graph: ChannelGraph, kept: float) -> BoolArray:
-        """Choose channels of the average so that a fraction of the start's MACs is kept."""
-        return self._allocated(graph, self._scores(trainer, graph, self.options.criterion), kept)
+        """Choose channels of the average so that a fraction of the start's MACs is kept.
 
-    def _scores(self, trainer: Any, graph: ChannelGraph, name: str) -> FloatArray:
-        """Score the channels of the average; every process looks at the same images, so all find the same."""
+        Of several processes the first chooses: their averages have batch-norm statistics of their own.
+        """
+        keep = np.ones(graph.channel_count, dtype=bool)
+        if RANK in {-1, 0}:
+            keep = self._allocated(graph, self._scores(trainer, graph, self.options.criterion), kept)
+        return _as_the_first(keep, trainer.device)
+
+    def _scores(self, trainer: Any, graph: ChannelGraph, name: str, *, batches: int | None = None) -> FloatArray:
+        """Score the channels of the average, by so many batches of training images where the criterion needs some."""
         average, criterion = network_of(trainer.ema.ema), CRITERIA[name]
         if not criterion.needs:
-            tensors = {name: tensor.cpu() for name, tensor in named_tensors(average).items()}
-            return score_channels(graph, Evidence(tensors=tensors), criterion)
+            return score_channels(graph, Evidence.of(average), criterion)
         images = TrainingImages(
             data=Path(trainer.args.data),
             imgsz_px=int(trainer.args.imgsz),
-            batches=self.options.batches,
-            batch=trainer.train_loader.batch_size,
+            batches=batches or self.options.batches,
+            batch=min(trainer.train_loader.batch_size, 16),  # in float32, beside what training holds on its device
             workers=0,
             device=str(trainer.device),
+            description=trainer.data,
         )
         return score_channels(graph, collect_evidence(average, graph, images, needs=criterion.needs), criterion)
 
@@ -253,6 +260,15 @@ def _renew_criterion(dense: Any, slim: Any) -> None:
         slim.criterion = slim.init_criterion()
         slim.criterion.updates = old.updates - 1
         slim.criterion.update()
+
+
+def _as_the_first(keep: BoolArray, device: torch.device) -> BoolArray:
+    """Return the keep mask of the first of several processes."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return keep
+    mask = torch.from_numpy(keep.astype(np.uint8)).to(device)
+    distributed.broadcast(mask, src=0)
+    return mask.cpu().numpy().astype(bool)
 
 
 def _source(trainer: Any, model: nn.Module) -> Checkpoint:

@@ -21,7 +21,7 @@ from ultralytics.models.yolo.segment import SegmentationValidator
 
 from yolo_prune.errors import DataError
 from yolo_prune.hosts.ultralytics.checkpoints import task_of
-from yolo_prune.hosts.ultralytics.collection import TrainingImages, first_batches, training_dataset, usable
+from yolo_prune.hosts.ultralytics.collection import TrainingImages, first_batches, training_dataset
 from yolo_prune.hosts.ultralytics.distillation import bare_copy
 from yolo_prune.search import recalibrate
 
@@ -53,8 +53,7 @@ class Scorer:
 
     def __init__(self, model: nn.Module, images: TrainingImages, *, held_out: float, seed: int) -> None:
         self._images = images
-        with usable(model, images):
-            dataset = training_dataset(model, images)
+        dataset = training_dataset(model, images)
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
         scored = round(held_out * len(dataset))
         if not 0 < scored < len(dataset):

@@ -32,7 +32,14 @@ def read_checkpoint(classic: Classic, path: Path) -> Checkpoint:
 
 
 def write_slim(
-    path: Path, slim: nn.Module, source: Checkpoint, plan: PrunePlan, *, dtype: torch.dtype, folded: bool = False
+    path: Path,
+    slim: nn.Module,
+    source: Checkpoint,
+    plan: PrunePlan,
+    *,
+    dtype: torch.dtype,
+    folded: bool = False,
+    recalibrated: int = 0,
 ) -> None:
     """Write a slim checkpoint as train.py leaves its best.pt, with its provenance in the marker attribute.
 
@@ -43,11 +50,12 @@ def write_slim(
         plan: The plan that was applied.
         dtype: Type of the stored weights.
         folded: Whether constants of removed channels were folded in, for the record.
+        recalibrated: Batches on which batch norms were recalibrated, for the record.
 
     Raises:
         OutputError: `path` exists or cannot be written.
     """
-    content = slim_content(slim, source, plan, dtype=dtype, folded=folded)
+    content = slim_content(slim, source, plan, dtype=dtype, folded=folded, recalibrated=recalibrated)
     content["model"].requires_grad_(False)
     write_checkpoint(path, {**content, "opt": source.train_args, "git": None})
 
