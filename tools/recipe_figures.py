@@ -138,6 +138,8 @@ def _draw_silent(axes: Any, cells: list[dict[str, Any]]) -> None:
         silent = [value for stage in record["stages"] for value in stage.get("silent", [])]
         if silent:
             axes.plot(range(len(silent)), silent, color=f"C{number % 10}", label=record["cell"]["recipe"])
+    if not axes.lines:
+        axes.set_axis_off()
+        return
     axes.set(title="silent channels in sparsity training", xlabel="epoch of the recipe", ylabel="share", ylim=(0, 1))
-    if axes.lines:
-        axes.legend(fontsize="small")
+    axes.legend(fontsize="small")
