@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional
 
 from yolo_prune.channels import trace
+from yolo_prune.cli import main
 from yolo_prune.errors import ConfigError, VerificationError
 from yolo_prune.hosts.slim import MARKER, widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
@@ -180,10 +181,8 @@ class ShareOfTheFirstHead:
 
 @pytest.mark.slow
 class TestInTraining:
-    def test_steps_reach_the_target_and_the_best_is_slim(self, command, dense_checkpoint, tiny_data, tmp_path):
-        outcome = command(*words_for(dense_checkpoint, tiny_data, tmp_path))
-        assert outcome.code == 0
-        folder, dense = tmp_path / "a", macs_in(dense_checkpoint)
+    def test_steps_reach_the_target_and_the_best_is_slim(self, dense_checkpoint, whole):
+        folder, dense = whole, macs_in(dense_checkpoint)
         assert epochs_in(folder) == [1, 2, 3, 4, 5]
         record = json.loads((folder / "pruning.json").read_text())
         assert [(step["step"], step["epoch"]) for step in record["steps"]] == [(1, 1), (2, 2), (3, 3)]
@@ -216,7 +215,7 @@ class TestInTraining:
     @pytest.mark.parametrize("soft", ["false", "true"])
     def test_by_what_training_images_tell(self, command, dense_checkpoint, tiny_data, tmp_path, soft):
         """A criterion that needs data looks at the same images before each step, and chooses others than L2 does."""
-        common = {"prune_steps": 1, "epochs": 2, "prune_soft": soft}
+        common = {"prune_steps": 1, "epochs": 2, "prune_soft": soft, "single_cls": soft}
         for name, more in {"a": {"criterion": "taylor", "prune_batches": 2}, "b": {}}.items():
             assert command(*words_for(dense_checkpoint, tiny_data, tmp_path, name=name, **common, **more)).code == 0
         plans = [json.loads((tmp_path / name / "pruning_step1.json").read_text()) for name in ("a", "b")]
@@ -233,9 +232,16 @@ class TestInTraining:
         }
         assert width[3] < 0.8 * width[1]
 
+    @pytest.fixture(scope="class")
+    def whole(self, tmp_path_factory, dense_checkpoint, tiny_data):
+        """A run that nobody killed."""
+        folder = tmp_path_factory.mktemp("whole")
+        assert main(words_for(dense_checkpoint, tiny_data, folder)) == 0
+        return folder / "a"
+
     @pytest.mark.parametrize("batches", [3, 5, 8])
     def test_killed_and_resumed_it_ends_with_the_same_widths(
-        self, command, dense_checkpoint, tiny_data, tmp_path, batches
+        self, command, dense_checkpoint, tiny_data, tmp_path, whole, batches
     ):
         """Two batches an epoch: killed before, between and after the steps."""
         done = subprocess.run(
@@ -253,10 +259,8 @@ class TestInTraining:
         assert done.returncode == -signal.SIGKILL, done.stderr
         folder = tmp_path / "a"
         assert command("train", f"model={folder / 'weights' / 'last.pt'}", "resume=true").code == 0
-        whole = tmp_path / "whole"
-        assert command(*words_for(dense_checkpoint, tiny_data, whole)).code == 0
-        assert epochs_in(folder) == epochs_in(whole / "a")
-        found, expected = (read_checkpoint(run / "weights" / "last.pt").model for run in (folder, whole / "a"))
+        assert epochs_in(folder) == epochs_in(whole)
+        found, expected = (read_checkpoint(run / "weights" / "last.pt").model for run in (folder, whole))
         assert widths(found) == widths(expected)
 
     def test_twin_heads_keep_their_loss(self, tiny_data, tmp_path):
