@@ -64,6 +64,7 @@ def words_of(verb: str, model: Path, data: Path, desk: Path) -> list[str]:
     more = {
         "inspect": [],
         "prune": [*PRUNE],
+        "search": [f"data={data}", "target_macs=0.5", "out=search"],
         "train": [f"data={data}", "epochs=1"],
         "finetune": [f"data={data}", "epochs=1"],
         "evaluate": [f"data={data}"],
