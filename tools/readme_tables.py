@@ -3,7 +3,7 @@
 python tools/readme_tables.py                           rewrites the tables of README.md
 python tools/readme_tables.py run=runs/bccd name=bccd   first adds a run's summary to tools/records
 
-A table stands between `<!-- record: NAME -->` and `<!-- end -->`; NAME.json (recipes.jsonl) in tools/records holds its
+A table stands between `<!-- record: NAME -->` and `<!-- end -->`; NAME.json or NAME.jsonl in tools/records holds its
 figures. The curves of the recipes are drawn into recipes.svg beside them.
 """
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench_criteria import CriteriaFigures
 from bench_recipes import read
 from engine_figures import EngineFigures
 from recipe_figures import Cells
@@ -48,6 +49,8 @@ def render_record(name: str) -> str:
     """
     if name == "recipes":
         return recipes().table(markdown=True)
+    if name == "criteria":
+        return CriteriaFigures(records=read(RECORDS / "criteria.jsonl")).table(markdown=True)
     path = RECORDS / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in RECORDS.glob("*.json")))
