@@ -11,6 +11,7 @@ from models import lively
 from torch import nn
 
 from yolo_prune.errors import ConfigError
+from yolo_prune.hosts.slim import MARKER
 from yolo_prune.hosts.ultralytics.collection import TrainingImages, recalibrate_on
 from yolo_prune.search import recalibrate
 
@@ -125,10 +126,30 @@ class TestOnTheHostsData:
         assert command(*plain, "out=plain.pt").code == 0
         found, expected = (torch.load(desk / name, weights_only=False)["model"] for name in ("slim.pt", "plain.pt"))
         assert {path.rpartition(".")[2] for path in changed_in(found, state_of(expected))} == set(STATISTICS)
+        assert [getattr(model, MARKER)["recalibrated"] for model in (found, expected)] == [2, 0]
+
+    def test_images_have_the_side_of_the_plan(self, command, dense_checkpoint, data, desk, monkeypatch):
+        """A plan says at which side it was made; `imgsz=` says nothing about it."""
+        words = ["prune", f"model={dense_checkpoint}", "out=slim.pt"]
+        assert command(*words, "target_macs=0.5", "imgsz=96", "save_plan=plan.json").code == 0
+        (desk / "slim.pt").unlink()
+        sides: list[int] = []
+
+        def remember(model: nn.Module, images: TrainingImages) -> int:
+            sides.append(images.imgsz_px)
+            return recalibrate_on(model, images)
+
+        monkeypatch.setattr("yolo_prune.pipeline.prune.recalibrate_on", remember)
+        assert command(*words, "plan=plan.json", f"data={data}", "recalibrate=1", "batch=4", "workers=0").code == 0
+        assert sides == [96]
 
     @pytest.mark.parametrize(
         ("words", "said"),
-        [(["recalibrate=2"], "recalibrate=2 without data="), (["recalibrate=-1"], "recalibrate=-1")],
+        [
+            (["recalibrate=2"], "recalibrate=2 without data="),
+            (["recalibrate=-1"], "recalibrate=-1"),
+            (["recalibrate=2", "data=data.yaml", "fold=true"], "fold=true together with recalibrate="),
+        ],
     )
     def test_bad_input(self, refused, dense_checkpoint, words, said):
         assert said in refused("prune", f"model={dense_checkpoint}", "out=slim.pt", "target_macs=0.5", *words)

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from bench_criteria import CriteriaFigures
-from bench_recipes import OUR_SETTINGS, RECORD, Cell, Laboratory, RecipesConfig, append, bench, read
+from bench_recipes import OUR_SETTINGS, RECORD, Cell, Laboratory, RecipesConfig, bench
 from recipe_figures import Cells
 from recipes import CONTROLS, RECIPES
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolo_prune.errors import ConfigError
+from yolo_prune.files import append_line, read_lines
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.pipeline.pruning import PruneConfig
 
@@ -65,15 +66,15 @@ class TestRecipes:
 class TestRecord:
     def test_is_only_appended_to(self, tmp_path):
         record = tmp_path / "records" / "recipes.jsonl"
-        append(record, line("direct"))
+        append_line(record, line("direct"))
         before = record.read_bytes()
-        append(record, line("gradual"))
+        append_line(record, line("gradual"))
         assert record.read_bytes().startswith(before)
-        assert [one["cell"]["recipe"] for one in read(record)] == ["direct", "gradual"]
-        assert read(tmp_path / "none.jsonl") == []
+        assert [one["cell"]["recipe"] for one in read_lines(record)] == ["direct", "gradual"]
+        assert read_lines(tmp_path / "none.jsonl") == []
 
     def test_the_one_in_the_repository_is_whole(self):
-        cells = read(RECORD)
+        cells = read_lines(RECORD)
         keys = [json.dumps(record["cell"], sort_keys=True) for record in cells]
         assert len(set(keys)) == len(keys)
         assert all(record["cell"]["recipe"] in RECIPES for record in cells)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import os
 import shutil
 import sys
 import time
@@ -29,7 +28,7 @@ from recipes import CONTROLS, RECIPES, Step
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.export.machine import describe_machine
-from yolo_prune.files import sha256
+from yolo_prune.files import append_line, read_lines, sha256
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.hosts.ultralytics.surgery import trace_model
@@ -110,24 +109,10 @@ def bench(config: RecipesConfig) -> Cells:
         for recipe in config.recipes
     ]  # fmt: skip
     for number, cell in enumerate(dict.fromkeys(cells)):
-        if dataclasses.asdict(cell) not in [record["cell"] for record in read(Path(config.record))]:
+        if dataclasses.asdict(cell) not in [record["cell"] for record in read_lines(Path(config.record))]:
             print(f"[{number + 1}/{len(cells)}] {cell.name}", flush=True)
-            append(Path(config.record), Laboratory(config, cell).run())
-    return Cells(records=read(Path(config.record)))
-
-
-def read(record: Path) -> list[dict[str, Any]]:
-    """Return the cells of a record, one a line."""
-    return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.is_file() else []
-
-
-def append(record: Path, line: Mapping[str, Any]) -> None:
-    """Add a cell to a record, in one write that reaches the disk."""
-    record.parent.mkdir(parents=True, exist_ok=True)
-    with record.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+            append_line(Path(config.record), Laboratory(config, cell).run())
+    return Cells(records=read_lines(Path(config.record)))
 
 
 class Laboratory:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from bench_criteria import CriteriaFigures
-from bench_recipes import read
 from engine_figures import EngineFigures
 from recipe_figures import Cells
 from sweep_models import Coverage
@@ -25,7 +24,7 @@ from sweep_models import Coverage
 from yolo_prune.cli import script
 from yolo_prune.configuration import setting
 from yolo_prune.errors import ConfigError
-from yolo_prune.files import new_file, write_json
+from yolo_prune.files import new_file, read_lines, write_json
 from yolo_prune.report.summary import summarize
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +49,7 @@ def render_record(name: str) -> str:
     if name == "recipes":
         return recipes().table(markdown=True)
     if name == "criteria":
-        return CriteriaFigures(records=read(RECORDS / "criteria.jsonl")).table(markdown=True)
+        return CriteriaFigures(records=read_lines(RECORDS / "criteria.jsonl")).table(markdown=True)
     path = RECORDS / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in RECORDS.glob("*.json")))
@@ -63,7 +62,7 @@ def render_record(name: str) -> str:
 
 def recipes() -> Cells:
     """Return the cells of recipes."""
-    return Cells(records=read(RECORDS / "recipes.jsonl"))
+    return Cells(records=read_lines(RECORDS / "recipes.jsonl"))
 
 
 def filled(text: str) -> str:

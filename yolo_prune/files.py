@@ -130,6 +130,32 @@ def write_json(path: Path, value: Any, *, replace: bool = False) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append `value` as a line of JSON to an append-only record, in one write that reaches the disk.
+
+    A last line that a kill cut off is closed first, so that it stays the only one that is lost.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as stream:
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            torn = stream.read(1) != b"\n"
+        else:
+            torn = False
+        stream.write((("\n" if torn else "") + json.dumps(value) + "\n").encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of an append-only record of JSON, without one that a kill cut off; an absent file has none."""
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
 def sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()

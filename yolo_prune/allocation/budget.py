@@ -75,11 +75,22 @@ def allocate(graph: ChannelGraph, scores: FloatArray, budget: Budget, allocation
     Raises:
         InfeasibleTargetError: The floors do not allow the target; the message names the smallest reachable one.
     """
-    unscored = np.array([not np.isfinite(scores[group.channels]).all() for group in graph.groups])
-    solver = WidthSolver(graph, allocation.constraints, scores=scores, whole=unscored)
+    solver = solver_for(graph, allocation.constraints, scores)
     require_reachable(graph, budget, solver)
     path: Path = PATHS[allocation.path](graph, scores)
     return lowest_go(graph, scores, meet(graph, budget, solver, path))
+
+
+def solver_for(graph: ChannelGraph, constraints: Constraints, scores: FloatArray) -> WidthSolver:
+    """Return what can be built of a graph; groups with a channel that has no finite score stay whole.
+
+    Args:
+        graph: The channel graph.
+        constraints: Floors and multiples.
+        scores: One score per channel, shape (channels,).
+    """
+    unscored = np.array([not np.isfinite(scores[group.channels]).all() for group in graph.groups])
+    return WidthSolver(graph, constraints, scores=scores, whole=unscored)
 
 
 def require_reachable(graph: ChannelGraph, budget: Budget, solver: WidthSolver) -> None:

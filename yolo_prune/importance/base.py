@@ -6,7 +6,8 @@ everything that a channel is made of and makes layers comparable.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -44,6 +45,28 @@ class Criterion(Protocol):
     def score(self, graph: ChannelGraph, evidence: Evidence) -> Iterator[tuple[AxisKey, FloatArray]]:
         """Yield, for each axis that the criterion looks at, one score per entry, shape (entries of the axis,)."""
         ...
+
+
+@dataclass(frozen=True)
+class FilterCriterion:
+    """A criterion that looks at the filters of one weight at a time, and at nothing else.
+
+    Attributes:
+        name: What the user types.
+        value: From a float32 matrix of shape (filters, numbers per filter) to one score per filter.
+        normalization: What makes the scores of different weights comparable.
+        needs: Nothing but weights.
+    """
+
+    name: str
+    value: Callable[[Tensor], Tensor]
+    normalization: Normalization = "mean"
+    needs: frozenset[Need] = frozenset()
+
+    def score(self, graph: ChannelGraph, evidence: Evidence) -> Iterator[tuple[AxisKey, FloatArray]]:
+        """Yield the scores of the filters of every weight."""
+        for key, matrix in filters(graph, evidence.tensors):
+            yield key, self.value(matrix).double().numpy()
 
 
 def filters(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tuple[AxisKey, Tensor]]:

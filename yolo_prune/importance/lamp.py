@@ -1,40 +1,16 @@
 """Magnitude that compares between layers.
 
-Source: Lee et al., Layer-Adaptive Sparsity for the Magnitude-based Pruning, 2021.
+Source: Lee et al., Layer-Adaptive Sparsity for the Magnitude-based Pruning, 2021, eq. 2, with filters as weights. The
+largest filter of each layer scores 1, so that no layer is emptied by a global ranking.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import numpy as np
+import torch
+from torch import Tensor
 
-from yolo_prune.channels import AxisKey, ChannelGraph
-from yolo_prune.importance.base import FloatArray, Normalization, filters
-from yolo_prune.importance.evidence import Evidence, Need
-
-
-@dataclass(frozen=True)
-class LayerAdaptiveMagnitude:
-    """A filter's squared norm over the sum of those of its layer that are not smaller, eq. 2 with filters as weights.
-
-    The largest filter of each layer scores 1, so that no layer is emptied by a global ranking.
-
-    Attributes:
-        name: What the user types.
-        normalization: The score is made to be compared between layers.
-        needs: Nothing but weights.
-    """
-
-    name: str = "lamp"
-    normalization: Normalization = "none"
-    needs: frozenset[Need] = frozenset()
-
-    def score(self, graph: ChannelGraph, evidence: Evidence) -> Iterator[tuple[AxisKey, FloatArray]]:
-        """Yield the score of every filter."""
-        for key, matrix in filters(graph, evidence.tensors):
-            yield key, lamp(matrix.double().square().sum(dim=1).numpy())
+from yolo_prune.importance.base import FilterCriterion, FloatArray
 
 
 def lamp(squares: FloatArray) -> FloatArray:
@@ -45,4 +21,9 @@ def lamp(squares: FloatArray) -> FloatArray:
     return np.divide(squares, not_smaller, out=np.zeros_like(squares), where=squares > 0)
 
 
-LAMP = LayerAdaptiveMagnitude()
+def scores(matrix: Tensor) -> Tensor:
+    """Return the score of each row by its squared norm, float64 of shape (rows,)."""
+    return torch.from_numpy(lamp(matrix.double().square().sum(dim=1).numpy()))
+
+
+LAMP = FilterCriterion("lamp", scores, normalization="none")

@@ -2,15 +2,14 @@
 
 Sources: Molchanov et al., Importance Estimation for Neural Network Pruning, 2019 (Taylor, by weights and by scales);
 Theis et al., Faster gaze prediction with dense networks and Fisher pruning, 2018. Gradients are those of batches, as
-`importance.evidence` gathers them.
+`importance.evidence` gathers them. Changes of one loss compare between layers as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import Literal
 
 from yolo_prune.channels import AxisKey, ChannelGraph
 from yolo_prune.importance.base import FloatArray, Normalization, as_rows, filters, scales
@@ -20,24 +19,31 @@ GRADIENTS: frozenset[Need] = frozenset({"gradients"})
 
 
 @dataclass(frozen=True)
-class Taylor:
-    """The sum of |w * gradient| over a filter's weights: the first-order change of the loss if they were zero.
+class LossChange:
+    """The sum of |w * gradient|^order / order over a filter's weights, on average over batches.
+
+    Order 1 is the first-order change of the loss if they were zero. Order 2 is the second-order one of Fisher pruning;
+    the gradients are those of batches, and with `batch=1` those of the empirical Fisher matrix, its diagonal.
 
     Attributes:
         name: What the user types.
-        normalization: Changes of one loss compare between layers.
+        order: Of the expansion.
+        normalization: None is needed.
         needs: Gradients.
     """
 
-    name: str = "taylor"
+    name: str
+    order: Literal[1, 2]
     normalization: Normalization = "none"
     needs: frozenset[Need] = GRADIENTS
 
     def score(self, graph: ChannelGraph, evidence: Evidence) -> Iterator[tuple[AxisKey, FloatArray]]:
         """Yield the sum of every filter."""
+        moments = {1: evidence.gradients, 2: evidence.squares}[self.order]
         for key, matrix in filters(graph, evidence.tensors):
-            if key[0] in evidence.gradients:
-                yield key, _summed(matrix.abs() * _rows(graph, key, evidence.gradients[key[0]]))
+            if key[0] in moments:
+                rows = as_rows(moments[key[0]], key[1], graph.axes[key])
+                yield key, (matrix.abs().pow(self.order) * rows).double().sum(dim=1).numpy() / self.order
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class TaylorScale:
 
     Attributes:
         name: What the user types.
-        normalization: Changes of one loss compare between layers.
+        normalization: None is needed.
         needs: Gradients.
     """
 
@@ -63,36 +69,4 @@ class TaylorScale:
                 yield key, (gamma.square() * evidence.squares[key[0]].cpu().double()).numpy()
 
 
-@dataclass(frozen=True)
-class Fisher:
-    """The sum of gradient^2 * w^2 / 2 over a filter's weights: a second-order change of the loss.
-
-    The gradients are those of batches; with `batch=1` they are those of the empirical Fisher matrix, its diagonal.
-
-    Attributes:
-        name: What the user types.
-        normalization: Changes of one loss compare between layers.
-        needs: Gradients.
-    """
-
-    name: str = "fisher"
-    normalization: Normalization = "none"
-    needs: frozenset[Need] = GRADIENTS
-
-    def score(self, graph: ChannelGraph, evidence: Evidence) -> Iterator[tuple[AxisKey, FloatArray]]:
-        """Yield the sum of every filter."""
-        for key, matrix in filters(graph, evidence.tensors):
-            if key[0] in evidence.squares:
-                yield key, _summed(0.5 * matrix.square() * _rows(graph, key, evidence.squares[key[0]]))
-
-
-def _rows(graph: ChannelGraph, key: AxisKey, values: Tensor) -> Tensor:
-    return as_rows(values, key[1], graph.axes[key])
-
-
-def _summed(matrix: Tensor) -> FloatArray:
-    scores: FloatArray = matrix.double().sum(dim=1).numpy()
-    return scores
-
-
-TAYLOR, TAYLOR_SCALE, FISHER = Taylor(), TaylorScale(), Fisher()
+TAYLOR, TAYLOR_SCALE, FISHER = LossChange("taylor", 1), TaylorScale(), LossChange("fisher", 2)

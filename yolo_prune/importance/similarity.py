@@ -1,39 +1,23 @@
-"""Filters that others can stand in for (He et al., Filter Pruning via Geometric Median, 2019)."""
+"""Filters that others can stand in for (He et al., Filter Pruning via Geometric Median, 2019).
+
+Distances depend on fan-in and width, so they are divided by their group's mean.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
+from torch import Tensor
 
-from yolo_prune.channels import AxisKey, ChannelGraph
-from yolo_prune.importance.base import FloatArray, Normalization, filters
-from yolo_prune.importance.evidence import Evidence, Need
+from yolo_prune.importance.base import FilterCriterion
 
 
-@dataclass(frozen=True)
-class GeometricMedian:
-    """The sum of a filter's distances to the other filters of its layer, eq. 4 of the paper.
+def distances(matrix: Tensor) -> Tensor:
+    """Return the sum of each row's distances to the other rows, eq. 4 of the paper, float64 of shape (rows,).
 
     A filter near the geometric median of its layer is replaceable, however large it is.
-
-    Attributes:
-        name: What the user types.
-        normalization: Distances depend on fan-in and width, so they are divided by their group's mean.
-        needs: Nothing but weights.
     """
-
-    name: str = "fpgm"
-    normalization: Normalization = "mean"
-    needs: frozenset[Need] = frozenset()
-
-    def score(self, graph: ChannelGraph, evidence: Evidence) -> Iterator[tuple[AxisKey, FloatArray]]:
-        """Yield the sum of distances of every filter."""
-        for key, matrix in filters(graph, evidence.tensors):
-            # Not by matrix products, which lose the digits of small distances.
-            distances = torch.cdist(matrix, matrix, compute_mode="donot_use_mm_for_euclid_dist")
-            yield key, distances.double().sum(dim=1).numpy()
+    # Not by matrix products, which lose the digits of small distances.
+    return torch.cdist(matrix, matrix, compute_mode="donot_use_mm_for_euclid_dist").double().sum(dim=1)
 
 
-FPGM = GeometricMedian()
+FPGM = FilterCriterion("fpgm", distances)

@@ -7,7 +7,6 @@ command goes on. The best one is a plan, `best.json`, which `prune plan=` applie
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,12 +16,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from yolo_prune.allocation import ATTENTION, Budget, Constraints, WidthSolver
-from yolo_prune.allocation.budget import lowest_go
+from yolo_prune.allocation import ATTENTION, Budget, Constraints
+from yolo_prune.allocation.budget import lowest_go, solver_for
 from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.errors import ConfigError
-from yolo_prune.files import write_json
+from yolo_prune.files import append_line, read_lines, write_json
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.collection import TrainingImages, collect_evidence
@@ -121,8 +120,7 @@ def search(config: SearchConfig) -> SearchResult:
         workers=config.workers, device=config.device,
     )  # fmt: skip
     scores = _importance(config, source.model, graph, images)
-    whole = np.array([not np.isfinite(scores[group.channels]).all() for group in graph.groups])
-    solver = WidthSolver(graph, constraints, scores=scores, whole=whole)
+    solver = solver_for(graph, constraints, scores)
     budget = Budget(unit="macs", ratio=config.target_macs, imgsz_px=config.imgsz)
     sampler = Sampler(graph, solver, budget, largest=config.largest, seed=config.seed)
     scorer = Scorer(source.model, images, held_out=config.held_out, seed=config.seed)
@@ -133,7 +131,7 @@ def search(config: SearchConfig) -> SearchResult:
     for number in range(config.candidates):
         if number not in done:
             line = _scored(sampler.draw(number), source.model, graph, scores, scorer, config.imgsz)
-            _append(folder / RECORD, line)
+            append_line(folder / RECORD, line)
             lines.append(line)
             print(f"candidate {number + 1} of {config.candidates}: {line['score']:.3f}", flush=True)
     best = min(lines, key=_rank)
@@ -200,27 +198,9 @@ def _open(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return the candidates that a search scored; a line that a kill cut off is left out, and scored again."""
-    path = folder / RECORD
-    if not path.is_file():
-        return []
-    lines: dict[int, dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        lines[line["number"]] = line
+    """Return the candidates that a search scored, by number; one that a kill cut off is scored again."""
+    lines = {line["number"]: line for line in read_lines(folder / RECORD)}
     return [lines[number] for number in sorted(lines)]
-
-
-def _append(path: Path, line: Mapping[str, Any]) -> None:
-    """Add a line to the record, in one write that reaches the disk; a line that was cut off before it stays one."""
-    torn = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(("\n" if torn else "") + json.dumps(line) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _scored(

@@ -16,7 +16,6 @@ from yolo_prune.allocation.budget import meet, require_reachable
 from yolo_prune.allocation.paths import Ratios
 from yolo_prune.channels import ChannelGraph, IntArray
 from yolo_prune.errors import ConfigError
-from yolo_prune.importance import FloatArray
 
 BAND = 0.01
 """A candidate meets a budget when it costs at most that, and not less by more than this fraction."""
@@ -32,14 +31,12 @@ class Candidate:
     Attributes:
         number: Its number in the search.
         widths: Kept channels of every group, shape (groups,).
-        ratios: The fractions that were drawn, shape (groups,); locked groups have some too, which means nothing.
         tries: Draws that it took; `TRIES` where it was moved onto the budget.
         moved: Whether it was.
     """
 
     number: int
     widths: IntArray
-    ratios: FloatArray
     tries: int
     moved: bool
 
@@ -76,6 +73,6 @@ class Sampler:
             widths = self._solver.settle(self._solver.widths * (1.0 - ratios))
             cost = self._budget.cost(self._graph, widths)
             if (1.0 - BAND) * self._limit <= cost <= self._limit:
-                return Candidate(number=number, widths=widths, ratios=ratios, tries=tries, moved=False)
+                return Candidate(number=number, widths=widths, tries=tries, moved=False)
         widths = meet(self._graph, self._budget, self._solver, Ratios(self._graph, ratios))
-        return Candidate(number=number, widths=widths, ratios=ratios, tries=TRIES, moved=True)
+        return Candidate(number=number, widths=widths, tries=TRIES, moved=True)

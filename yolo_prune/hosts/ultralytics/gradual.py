@@ -152,13 +152,20 @@ class GradualPruning:
         self._note(trainer, step, plan, proof)
 
     def _plan(self, trainer: Any, average: nn.Module, graph: ChannelGraph, step: int) -> PrunePlan:
-        """Return the plan of a step: the one that an interrupted run wrote, or a new one, which is written first."""
+        """Return the plan of a step: the one that an interrupted run wrote, or a new one, which is written first.
+
+        Of several processes the first alone looks for the file, which it may have written when another one would look.
+        """
         path = trainer.save_dir / f"pruning_step{step}.json"
-        if trainer.resume and path.is_file():
-            return PrunePlan.load(path)
+        if RANK in {-1, 0} and trainer.resume and path.is_file():
+            known = PrunePlan.load(path)
+            _as_the_first(known.keep_mask(graph), trainer.device)
+            return known
         keep = self._chosen(trainer, graph, self.options.schedule.kept_after(step))
         choice = {"criterion": self.options.criterion, "allocation": self.options.allocation, "step": step}
         choice |= {"target_macs": self.options.schedule.kept_after(step), **asdict(self.options.constraints)}
+        if CRITERIA[self.options.criterion].needs:
+            choice["batches"] = self.options.batches
         plan = plan_from_keep(
             graph,
             keep,

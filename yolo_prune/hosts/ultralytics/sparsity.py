@@ -87,7 +87,7 @@ class SparsityTraining:
         if len(self._lr_sums) != trainer.epochs:  # `time=` lets the host change its mind
             self._lr_sums = self._learning_rates(trainer)
         plan = course.begin_epoch(trainer.epoch, self._lr_sums)
-        if trainer.epoch == trainer.start_epoch or self.options.strength is None:
+        if plan:
             LOGGER.info(plan)
 
     def end_epoch(self, trainer: Any) -> None:

@@ -79,7 +79,9 @@ class SparsityRun:
         if self._in_epoch:  # of several GPUs, only the first is told that an epoch ends
             self.epoch_ends()
         self._in_epoch = True
-        self._script.LOGGER.info(self._course.begin_epoch(self._epoch, self._lr_sums))
+        plan = self._course.begin_epoch(self._epoch, self._lr_sums)
+        if plan:
+            self._script.LOGGER.info(plan)
 
     def epoch_ends(self, *_: Any, **__: Any) -> None:
         """Write down what the epoch did, and warn."""

@@ -56,6 +56,7 @@ class SparsityCourse:
         self.history: list[EpochHealth] = []
         self._auto, self._table = AutoStrength(share=sparsity.share), HealthTable(folder / TABLE)
         self._penalty: ScalePenalty | None = None
+        self._told = False
 
     def attach(
         self, graph: ChannelGraph, parameters: Mapping[str, Tensor], chosen: BoolArray, optimizer: Optimizer
@@ -98,7 +99,7 @@ class SparsityCourse:
             self._table.load(done)
         self._write()
 
-    def begin_epoch(self, epoch: int, lr_sums: FloatArray) -> str:
+    def begin_epoch(self, epoch: int, lr_sums: FloatArray) -> str | None:
         """Set the strength of an epoch.
 
         Args:
@@ -106,7 +107,7 @@ class SparsityCourse:
             lr_sums: Sum of the learning rates of each epoch's steps, shape (epochs,).
 
         Returns:
-            What is going to happen.
+            What is going to happen; None where it was told before, since the strength is given.
         """
         self.penalty.forget()
         self._epoch, self.history = epoch, [done for done in self.history if done.epoch <= epoch]
@@ -120,6 +121,9 @@ class SparsityCourse:
                 self._from, float(np.dot(lr_sums[epoch:], factors)) * gain, arrived=last.arrived
             )
         self.penalty.strength = strength * factors[0]
+        told, self._told = self._told, self.sparsity.strength is not None
+        if told:
+            return None
         how = "given" if self.sparsity.strength is not None else "auto"
         return (
             f"sparsity: strength {self.penalty.strength:.3g} ({how}, {self.sparsity.mode}, {self.sparsity.schedule}) "
