@@ -12,7 +12,7 @@ export YOLO_AUTOINSTALL := false
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[export,dev]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[export,search,dev]"
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps yolov5  # its pins are old
 	touch $@
 

@@ -25,7 +25,7 @@ from yolo_prune.hosts.ultralytics.collection import TrainingImages
 from yolo_prune.hosts.ultralytics.scoring import Scorer
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
 from yolo_prune.importance import CRITERIA, Evidence, score_channels
-from yolo_prune.pipeline.search import read
+from yolo_prune.pipeline.candidates import read_candidates
 from yolo_prune.search.sampling import BAND, TRIES, Sampler
 
 
@@ -141,7 +141,7 @@ class TestSearch:
     def test_the_best_is_a_plan_that_prune_applies(self, command, dense_checkpoint, tiny_data, tmp_path):
         outcome = command(*words_for(dense_checkpoint, tiny_data, tmp_path / "s", criterion="taylor"))
         assert outcome.code == 0
-        lines = read(tmp_path / "s")
+        lines = list(read_candidates(tmp_path / "s").values())
         assert [line["number"] for line in lines] == [0, 1, 2]
         best = max(lines, key=lambda line: line["score"])
         plan = json.loads((tmp_path / "s" / "best.json").read_text())
@@ -181,7 +181,7 @@ class TestSearch:
         assert command(*killed).code == 0
         assert record.read_text().splitlines()[0] == kept
         found, expected = (
-            [{key: line[key] for key in line if key != "seconds"} for line in read(tmp_path / name)]
+            [{key: line[key] for key in line if key != "seconds"} for line in read_candidates(tmp_path / name).values()]
             for name in ("killed", "whole")
         )
         assert found == expected

@@ -65,6 +65,18 @@ def _search() -> tuple[Any, Callable[..., Result]]:
     return SearchConfig, search
 
 
+def _cliff() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.cliff import CliffConfig, cliff
+
+    return CliffConfig, cliff
+
+
+def _sensitivity() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.sensitivity import SensitivityConfig, sensitivity
+
+    return SensitivityConfig, sensitivity
+
+
 def _train() -> tuple[Any, Callable[..., Result]]:
     from yolo_prune.pipeline.train import TrainConfig, train_model
 
@@ -111,6 +123,8 @@ VERBS: dict[str, Verb] = {
     "inspect": Verb(summary="show what may be cut of a model, what not and why", load=_inspect),
     "prune": Verb(summary="write a slim, verified checkpoint", load=_prune),
     "search": Verb(summary="the best of many random plans, by the mAP of recalibrated candidates", load=_search),
+    "cliff": Verb(summary="how far a checkpoint can be cut before its recalibrated mAP breaks away", load=_cliff),
+    "sensitivity": Verb(summary="what each channel group costs in recalibrated mAP", load=_sensitivity),
     "train": Verb(summary="train as `yolo train` does, with sparsity if asked for", load=_train, passes_on=True),
     "finetune": Verb(summary="train a slim checkpoint without rebuilding it", load=_finetune, passes_on=True),
     "evaluate": Verb(summary="measure mAP of a checkpoint", load=_evaluate),

@@ -83,6 +83,25 @@ def load(schema: type[Schema], path: Path, words: Sequence[str]) -> Schema:
     return structured(schema, content, _nested(values))
 
 
+def read_mapping(path: Path, *, what: str) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping.
+
+    Args:
+        path: The file.
+        what: What the mapping should hold, for the message.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read '{path}': {error}", expected=f"a YAML mapping of {what}") from error
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"'{path}' holds {type(content).__name__}", expected=f"a YAML mapping of {what}")
+    return {str(key): value for key, value in content.items()}
+
+
 def structured(schema: type[Schema], *values: Any) -> Schema:
     """Check values, of which later ones override earlier ones, against a schema and return an instance of it.
 

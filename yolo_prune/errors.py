@@ -67,6 +67,12 @@ class MissingDependencyError(YoloPruneError):
         )
 
 
+class WorkerError(YoloPruneError):
+    """Processes that score candidates keep dying."""
+
+    exit_code = 1
+
+
 class ExportError(YoloPruneError):
     """The host could not export a model."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from yolo_prune.allocation.constraints import Constraints, WidthSolver
-from yolo_prune.allocation.paths import PATHS, Path
+from yolo_prune.allocation.layers import layer_ratios
+from yolo_prune.allocation.paths import PATHS, DropCurve, EqualDrop, Path, Ratios
 from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
 from yolo_prune.errors import ConfigError, InfeasibleTargetError
 from yolo_prune.importance import FloatArray
@@ -50,47 +52,68 @@ class Allocation:
     Attributes:
         path: `global` ranks all channels of the network together; `uniform` takes the same fraction everywhere.
         constraints: Floors and multiples.
+        ratios: Instead of `path`: the fraction that goes, by pattern of layers; see `layers.layer_ratios`. Layers that
+            none matches stay whole.
+        drops: Instead of `path`: measured drops of the mAP, by group name; see `paths.EqualDrop`.
     """
 
     path: str = "global"
     constraints: Constraints = field(default_factory=Constraints)
+    ratios: Mapping[str, float] | None = None
+    drops: Mapping[str, DropCurve] | None = None
 
     def __post_init__(self) -> None:
         if self.path not in PATHS:
             raise ConfigError(f"allocation={self.path}", expected=f"one of {', '.join(PATHS)}")
 
 
-def allocate(graph: ChannelGraph, scores: FloatArray, budget: Budget, allocation: Allocation) -> BoolArray:
+def allocate(graph: ChannelGraph, scores: FloatArray, budget: Budget | None, allocation: Allocation) -> BoolArray:
     """Choose the kept channels.
 
     Args:
         graph: The channel graph.
         scores: One score per channel, shape (channels,); the lowest of each group go first.
-        budget: What the slim model may cost.
+        budget: What the slim model may cost. None takes the ratios of the layers as they are; with a budget they are
+            scaled to meet it.
         allocation: How the budget is met.
 
     Returns:
         Keep mask of shape (channels,), within the budget.
 
     Raises:
+        ConfigError: A pattern that no layer matches, or neither a budget nor ratios.
         InfeasibleTargetError: The floors do not allow the target; the message names the smallest reachable one.
     """
-    solver = solver_for(graph, allocation.constraints, scores)
+    ratios = None if allocation.ratios is None else layer_ratios(graph, allocation.ratios)
+    solver = solver_for(graph, allocation.constraints, scores, whole=None if ratios is None else ratios == 0.0)
+    if budget is None:
+        if ratios is None:
+            raise ConfigError("neither a budget nor ratios of layers", expected="one of them")
+        return lowest_go(graph, scores, solver.settle(graph.widths() * (1.0 - ratios)))
     require_reachable(graph, budget, solver)
-    path: Path = PATHS[allocation.path](graph, scores)
+    path: Path
+    if ratios is not None:
+        path = Ratios(graph, ratios)
+    elif allocation.drops is not None:
+        path = EqualDrop(graph, allocation.drops)
+    else:
+        path = PATHS[allocation.path](graph, scores)
     return lowest_go(graph, scores, meet(graph, budget, solver, path))
 
 
-def solver_for(graph: ChannelGraph, constraints: Constraints, scores: FloatArray) -> WidthSolver:
+def solver_for(
+    graph: ChannelGraph, constraints: Constraints, scores: FloatArray, *, whole: BoolArray | None = None
+) -> WidthSolver:
     """Return what can be built of a graph; groups with a channel that has no finite score stay whole.
 
     Args:
         graph: The channel graph.
         constraints: Floors and multiples.
         scores: One score per channel, shape (channels,).
+        whole: bool array of shape (groups,): further groups that stay whole.
     """
     unscored = np.array([not np.isfinite(scores[group.channels]).all() for group in graph.groups])
-    return WidthSolver(graph, constraints, scores=scores, whole=unscored)
+    return WidthSolver(graph, constraints, scores=scores, whole=unscored if whole is None else unscored | whole)
 
 
 def require_reachable(graph: ChannelGraph, budget: Budget, solver: WidthSolver) -> None:
@@ -99,14 +122,19 @@ def require_reachable(graph: ChannelGraph, budget: Budget, solver: WidthSolver) 
     Raises:
         InfeasibleTargetError: The message names the smallest reachable one.
     """
-    smallest, whole = budget.cost(graph, solver.smallest()), budget.cost(graph, graph.widths())
-    if smallest > budget.ratio * whole:
-        reachable = np.ceil(smallest / whole * 1e4) / 1e4
+    lowest = lowest_ratio(graph, budget, solver)
+    if lowest > budget.ratio:
+        reachable = np.ceil(lowest * 1e4) / 1e4
         raise InfeasibleTargetError(
             f"target_{budget.unit}={budget.ratio} cannot be reached within the floors",
             expected=f"at least {reachable:.4f}, the smallest that min_channels, max_fraction and round_to allow",
             remedy="raise the target, or lower min_channels and round_to or raise max_fraction",
         )
+
+
+def lowest_ratio(graph: ChannelGraph, budget: Budget, solver: WidthSolver) -> float:
+    """Return the smallest fraction of the dense model's cost that floors allow, in the unit of a budget."""
+    return budget.cost(graph, solver.smallest()) / budget.cost(graph, graph.widths())
 
 
 def meet(graph: ChannelGraph, budget: Budget, solver: WidthSolver, path: Path) -> IntArray:

@@ -5,6 +5,8 @@ A path has steps 0..n; at step k it wishes a width for every group, never larger
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -78,8 +80,61 @@ class Ratios:
 
     def wish(self, step: int) -> FloatArray:
         """Return the scaled width of every group."""
-        multiple = (1.0 + REACH) ** (step / self.steps) - 1.0  # fine steps first: most budgets are met there
-        return self._widths * (1.0 - np.minimum(self._ratios * multiple, 1.0))
+        return self._widths * (1.0 - np.minimum(self._ratios * _growing(step / self.steps), 1.0))
+
+
+def _growing(part: float) -> float:
+    """Go from 0 to `REACH`, in fine steps first: most budgets are met there."""
+    return (1.0 + REACH) ** part - 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropCurve:
+    """What the removal of parts of one group was seen to cost.
+
+    Attributes:
+        removed: Fractions of the group, ascending, above 0.
+        drops: Loss of the score at each; below 0 where it rose.
+    """
+
+    removed: tuple[float, ...]
+    drops: tuple[float, ...]
+
+
+class EqualDrop:
+    """Step k removes as much of every group as costs the same: its own measured drop of the score.
+
+    Source: the sensitivity analysis of Li et al., Pruning Filters for Efficient ConvNets, 2017, section 3.1.
+
+    Args:
+        graph: The channel graph.
+        drops: Curves by group name, between whose points is interpolated; groups without one keep their width until the
+            last step.
+    """
+
+    steps = 10_000
+
+    def __init__(self, graph: ChannelGraph, drops: Mapping[str, DropCurve]) -> None:
+        self._widths = graph.widths().astype(np.float64)
+        self._most = max([drop for curve in drops.values() for drop in curve.drops], default=0.0)
+        self._most = max(self._most, TELLABLE)
+        self._curves = [self._curve(drops.get(group.name)) for group in graph.groups]
+
+    def wish(self, step: int) -> FloatArray:
+        """Return the width of every group whose drop is that of the step."""
+        allowed = 2.0 * self._most * _growing(step / self.steps) / REACH
+        return self._widths * (1.0 - np.array([np.interp(allowed, *curve) for curve in self._curves]))
+
+    def _curve(self, known: DropCurve | None) -> tuple[FloatArray, FloatArray]:
+        """Return drops that only grow, and the fraction removed at each: from nothing to the whole group."""
+        removed = np.array([0.0, *(known.removed if known else ()), 1.0])
+        drops = np.array([0.0, *(known.drops if known else ()), 2.0 * self._most])
+        # Never falling, and rising a little where the score did not: an even slope there is the least guess.
+        return np.maximum.accumulate(drops) + TELLABLE * removed, removed
+
+
+TELLABLE = 1e-4
+"""A drop of the score that can be told from none."""
 
 
 PATHS: dict[str, type[GlobalThreshold] | type[Uniform]] = {"global": GlobalThreshold, "uniform": Uniform}

@@ -77,9 +77,9 @@ def filters(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> Iterator[tupl
 
 
 def as_rows(weight: Tensor, dim: int, axis: Axis) -> Tensor:
-    """Return a weight as one row for each entry of an axis, on the CPU; see `Axis.groups`."""
-    blocks = weight.detach().cpu().float().chunk(axis.groups)
-    return torch.cat([block.movedim(dim, 0).flatten(1) for block in blocks])
+    """Return a weight as one row for each entry of an axis, on the CPU; see `Axis.groups`. A view, where it can be."""
+    blocks = [block.movedim(dim, 0).flatten(1) for block in weight.detach().cpu().float().chunk(axis.groups)]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 def scale_axes(graph: ChannelGraph) -> Iterator[AxisKey]:

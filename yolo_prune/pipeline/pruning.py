@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 
 from yolo_prune.allocation import ATTENTION, PATHS, Allocation, Budget, Constraints, allocate
+from yolo_prune.allocation.paths import DropCurve
 from yolo_prune.channels import BoolArray, ChannelGraph
-from yolo_prune.configuration import changed, json_setting, require_choice, setting
+from yolo_prune.configuration import changed, json_setting, read_mapping, require_choice, setting
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import require_new_outputs
 from yolo_prune.hosts.refusals import require_imgsz
@@ -41,6 +43,8 @@ class PruneConfig:
     min_channels: int = setting(8, help="fewest that a group keeps", unit="channels")
     max_fraction: float = setting(0.9, help="largest fraction of a group that may go")
     round_to: int = setting(8, help="kept widths are multiples of this", unit="channels")
+    ratios: str | None = setting(None, help="YAML file of layer: fraction that goes, instead of allocation")
+    sensitivity: str | None = setting(None, help="what `sensitivity` wrote, instead of allocation")
     data: str | None = setting(None, help="data yaml, for criteria that look at training images, and for recalibrate")
     batches: int = setting(16, help="batches that criteria look at")
     batch: int = setting(16, help="images of a batch")
@@ -57,7 +61,7 @@ class PruneConfig:
 
 
 CHOICES = ("target_macs", "target_params", "criterion", "allocation", "reduction", "normalization", "min_channels",
-           "max_fraction", "round_to", "attention", "batches")  # fmt: skip
+           "max_fraction", "round_to", "attention", "batches", "ratios", "sensitivity")  # fmt: skip
 """Settings that choose channels, which a plan has done already."""
 
 
@@ -174,7 +178,7 @@ def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
     require_settings(host, config)
     source = host.read(Path(config.model))
     graph = host.trace(source.model)
-    plan = PrunePlan.load(Path(config.plan)) if config.plan else make_plan(host, source, graph, config, *chosen)  # type: ignore[misc]
+    plan = make_plan(host, source, graph, config, *chosen) if chosen else PrunePlan.load(Path(str(config.plan)))
     plan.require_source(source.sha256)
     keep = plan.keep_mask(graph)
     slim = host.cut(source.model, graph, keep)
@@ -198,10 +202,12 @@ def make_plan(
     source: Checkpoint,
     graph: ChannelGraph,
     config: PruneConfig,
-    budget: Budget,
+    budget: Budget | None,
     allocation: Allocation,
 ) -> PrunePlan:
     """Choose the channels to keep."""
+    if config.sensitivity:
+        allocation = replace(allocation, drops=drops_of(Path(config.sensitivity), source.sha256))
     criterion = CRITERIA[config.criterion]
     scores = score_channels(
         graph,
@@ -218,15 +224,20 @@ def make_plan(
         "reduction": config.reduction,
         "normalization": config.normalization or CRITERIA[config.criterion].normalization,
         "allocation": config.allocation,
-        f"target_{budget.unit}": budget.ratio,
         **asdict(allocation.constraints),
     }
+    if budget is not None:
+        choice[f"target_{budget.unit}"] = budget.ratio
+    if allocation.ratios is not None:
+        choice |= {"allocation": "ratios", "ratios": dict(allocation.ratios)}
+    if allocation.drops is not None:
+        choice["allocation"] = "sensitivity"
     if criterion.needs:
         choice |= {"data": Path(str(config.data)).name, "batches": config.batches, "batch": config.batch}
     return plan_from_keep(graph, keep, source_sha256=source.sha256, imgsz_px=config.imgsz, choice=choice)
 
 
-def choices(config: PruneConfig) -> tuple[Budget, Allocation]:
+def choices(config: PruneConfig) -> tuple[Budget | None, Allocation]:
     """Check everything that can be checked before the checkpoint is read.
 
     Raises:
@@ -239,22 +250,52 @@ def choices(config: PruneConfig) -> tuple[Budget, Allocation]:
     require_choice("attention", config.attention, ATTENTION)
     targets = {"macs": config.target_macs, "params": config.target_params}
     given = {unit: ratio for unit, ratio in targets.items() if ratio is not None}
-    if len(given) != 1:
+    if len(given) > 1 or not (given or config.ratios):
         raise ConfigError(
             f"{len(given)} targets given",
-            expected="one of target_macs=, target_params= (or plan=)",
+            expected="one of target_macs=, target_params= (or ratios= or plan=)",
             remedy="target_macs=0.5",
         )
+    files = [f"{name}=" for name in ("ratios", "sensitivity") if getattr(config, name)]
+    ways = [*changed(config, ("allocation",)), *files]
+    if len(ways) > 1:
+        raise ConfigError(" together with ".join(ways), expected="one of them: each says how many channels go where")
     require_imgsz(config.imgsz)
-    ((unit, ratio),) = given.items()
+    budgets = [Budget(unit=unit, ratio=ratio, imgsz_px=config.imgsz) for unit, ratio in given.items()]  # type: ignore[arg-type]
     constraints = Constraints(
         min_channels=config.min_channels,
         max_fraction=config.max_fraction,
         round_to=config.round_to,
         attention=config.attention,  # type: ignore[arg-type]  # checked above
     )
-    budget = Budget(unit=unit, ratio=ratio, imgsz_px=config.imgsz)  # type: ignore[arg-type]
-    return budget, Allocation(path=config.allocation, constraints=constraints)
+    ratios = read_mapping(Path(config.ratios), what="layer: fraction that goes") if config.ratios else None
+    return next(iter(budgets), None), Allocation(path=config.allocation, constraints=constraints, ratios=ratios)
+
+
+def drops_of(path: Path, source_sha256: str) -> dict[str, DropCurve]:
+    """Return what `sensitivity` measured of a checkpoint, by group name.
+
+    Raises:
+        ConfigError: The file cannot be read, or is of another checkpoint.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        drops = {
+            name: DropCurve(removed=tuple(curve["removed"]), drops=tuple(curve["drops"]))
+            for name, curve in content["drops"].items()
+        }
+        measured = str(content["source_sha256"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"cannot read '{path}': {error!r}", expected="the file that `yolo-prune sensitivity` wrote"
+        ) from error
+    if measured != source_sha256:
+        raise ConfigError(
+            f"'{path}' was measured on another checkpoint ({measured[:8]}, not {source_sha256[:8]})",
+            expected="the sensitivity of this one",
+            remedy="yolo-prune sensitivity model=... measures it",
+        )
+    return drops
 
 
 def _fold_example(graph: ChannelGraph, model: nn.Module) -> torch.Tensor:

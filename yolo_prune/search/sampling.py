@@ -1,4 +1,4 @@
-"""Candidates: random widths that meet a budget, drawn by the closed form of the cost.
+"""Candidates: widths that meet a budget, by the closed form of the cost.
 
 Source: Li et al., EagleEye, 2020, section 3.1: a ratio for each layer, uniform from 0 to a largest one; candidates that
 miss the budget are thrown away. Here a candidate is thrown away a bounded number of times and then moved onto the
@@ -16,6 +16,7 @@ from yolo_prune.allocation.budget import meet, require_reachable
 from yolo_prune.allocation.paths import Ratios
 from yolo_prune.channels import ChannelGraph, IntArray
 from yolo_prune.errors import ConfigError
+from yolo_prune.importance import FloatArray
 
 BAND = 0.01
 """A candidate meets a budget when it costs at most that, and not less by more than this fraction."""
@@ -31,8 +32,8 @@ class Candidate:
     Attributes:
         number: Its number in the search.
         widths: Kept channels of every group, shape (groups,).
-        tries: Draws that it took; `TRIES` where it was moved onto the budget.
-        moved: Whether it was.
+        tries: Draws that it took; `TRIES` where random ones all missed the budget.
+        moved: Whether it was moved onto the budget.
     """
 
     number: int
@@ -61,18 +62,23 @@ class Sampler:
     ) -> None:
         if not 0.0 < largest < 1.0:
             raise ConfigError(f"largest ratio {largest:g}", expected="a number above 0 and below 1")
-        self._graph, self._solver, self._budget, self._largest, self._seed = graph, solver, budget, largest, seed
+        self.solver, self.largest, self.seed = solver, largest, seed
+        self._graph, self._budget = graph, budget
         self._limit = budget.ratio * budget.cost(graph, graph.widths())
         require_reachable(graph, budget, solver)
 
     def draw(self, number: int) -> Candidate:
-        """Return a candidate."""
-        generator = np.random.default_rng([self._seed, number])
+        """Return a random candidate."""
+        generator = np.random.default_rng([self.seed, number])
         for tries in range(1, TRIES + 1):
-            ratios = generator.uniform(0.0, self._largest, size=len(self._solver.widths))
-            widths = self._solver.settle(self._solver.widths * (1.0 - ratios))
+            ratios = generator.uniform(0.0, self.largest, size=len(self.solver.widths))
+            widths = self.solver.settle(self.solver.widths * (1.0 - ratios))
             cost = self._budget.cost(self._graph, widths)
             if (1.0 - BAND) * self._limit <= cost <= self._limit:
                 return Candidate(number=number, widths=widths, tries=tries, moved=False)
-        widths = meet(self._graph, self._budget, self._solver, Ratios(self._graph, ratios))
-        return Candidate(number=number, widths=widths, tries=TRIES, moved=True)
+        return self.moved(number, ratios, tries=TRIES)
+
+    def moved(self, number: int, ratios: FloatArray, *, tries: int = 1) -> Candidate:
+        """Return the candidate on the budget whose groups are cut in proportion to ratios, shape (groups,), above 0."""
+        widths = meet(self._graph, self._budget, self.solver, Ratios(self._graph, ratios))
+        return Candidate(number=number, widths=widths, tries=tries, moved=True)

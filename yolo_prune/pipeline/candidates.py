@@ -1,0 +1,264 @@
+"""Candidates that are cut, recalibrated and scored: what `search`, `cliff` and `sensitivity` have in common.
+
+Every candidate is a line of `candidates.jsonl` in a folder, which is only ever appended to: killed, the same command
+goes on. They are scored one after the other in this process, or side by side on Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yolo_prune.allocation import ATTENTION, Constraints, WidthSolver
+from yolo_prune.allocation.budget import lowest_go, solver_for
+from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
+from yolo_prune.configuration import json_setting, require_choice, setting
+from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.files import append_line, read_lines, write_json
+from yolo_prune.hosts.refusals import require_imgsz
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
+from yolo_prune.hosts.ultralytics.collection import TrainingImages, collect_evidence
+from yolo_prune.hosts.ultralytics.scoring import Scorer
+from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
+from yolo_prune.importance import CRITERIA, Evidence, FloatArray, score_channels
+from yolo_prune.plan import PrunePlan, plan_from_keep
+from yolo_prune.search.workers import in_turn, on_ray
+
+RECORD, SETTINGS = "candidates.jsonl", "settings.json"
+
+
+@dataclass(kw_only=True)
+class CandidatesConfig:
+    """Settings of every command that scores candidates."""
+
+    model: str = setting(help="trained checkpoint (.pt) to prune")
+    data: str = setting(help="data yaml; only its training images are looked at")
+    out: str = setting(help="folder of the candidates; one that exists goes on")
+    criterion: str = setting("taylor", help=f"which channels of a group go first: {', '.join(CRITERIA)}")
+    seed: int = setting(0, help="seed of the candidates, and of the images that are held out")
+    held_out: float = setting(0.2, help="fraction of the training images that candidates are scored on")
+    batches: int = setting(
+        100, help="batches that norms are recalibrated on, and that criteria which need data look at"
+    )
+    batch: int = setting(16, help="images of a batch")
+    workers: int = setting(0, help="loader processes")
+    device: str = setting("cpu", help="where candidates run")
+    ray: str | None = setting(None, help="score side by side on a Ray cluster: auto, local or HOST:PORT")
+    threads: int | None = setting(None, help="threads of each of its workers; default: 1, or all in one process")
+    min_channels: int = setting(8, help="fewest that a group keeps", unit="channels")
+    max_fraction: float = setting(0.9, help="largest fraction of a group that may go")
+    round_to: int = setting(8, help="kept widths are multiples of this", unit="channels")
+    attention: str = setting("width", help="what attention loses: width (of every head alike), heads (whole), none")
+    imgsz: int = setting(640, help="image side", unit="px")
+    json: str | None = json_setting("the result")
+
+
+MAY_CHANGE = ("out", "workers", "device", "ray", "threads", "json")
+"""Settings that do not change what a candidate is, or what it is worth."""
+
+
+def check(config: CandidatesConfig) -> Constraints:
+    """Check everything that can be checked before the checkpoint is read; return the constraints.
+
+    Raises:
+        ConfigError: An unknown name or a number out of range.
+    """
+    require_choice("criterion", config.criterion, CRITERIA)
+    require_choice("attention", config.attention, ATTENTION)
+    require_imgsz(config.imgsz)
+    for name, least in (("batches", 1), ("batch", 1), ("workers", 0), ("seed", 0), ("threads", 1)):
+        if getattr(config, name) is not None and getattr(config, name) < least:
+            raise ConfigError(f"{name}={getattr(config, name)}", expected=f"{least} or more")
+    if not 0.0 < config.held_out < 1.0:
+        raise ConfigError(f"held_out={config.held_out:g}", expected="a number above 0 and below 1")
+    return Constraints(
+        min_channels=config.min_channels,
+        max_fraction=config.max_fraction,
+        round_to=config.round_to,
+        attention=config.attention,  # type: ignore[arg-type]  # checked above
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOfWidths:
+    """How candidates are scored: made into the work itself in every process that scores.
+
+    Attributes:
+        model: The dense checkpoint, which must be there wherever this is made.
+        sha256: Its hash.
+        scores: One score per channel; the lowest of each group go.
+        images: Training images.
+        held_out: Fraction of them that candidates are scored on.
+        seed: Of the choice of these.
+        threads: Threads of the process; as it is if None.
+    """
+
+    model: Path
+    sha256: str
+    scores: FloatArray
+    images: TrainingImages
+    held_out: float
+    seed: int
+    threads: int | None = None
+
+    def __call__(self) -> WidthScorer:
+        """Return the work.
+
+        Raises:
+            YoloPruneError: Another checkpoint, or images that do not fit it.
+        """
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        source = read_checkpoint(self.model)
+        if source.sha256 != self.sha256:
+            raise CheckpointError(f"'{self.model}' is another file here", expected="the same checkpoint everywhere")
+        return WidthScorer(self, source.model)
+
+
+class WidthScorer:
+    """Scores widths, shape (groups,), in mAP50-95."""
+
+    def __init__(self, scoring: ScoringOfWidths, model: Any) -> None:
+        self._model, self._scores, self._graph = model, scoring.scores, trace_model(model)
+        self._scorer = Scorer(model, scoring.images, held_out=scoring.held_out, seed=scoring.seed)
+        self.counts = self._scorer.counts
+
+    def __call__(self, widths: IntArray) -> dict[str, float]:
+        """Return the score of a candidate, and the seconds that it took."""
+        started = time.perf_counter()
+        keep: BoolArray = lowest_go(self._graph, self._scores, widths)
+        score = self._scorer.score(slim_copy(self._model, self._graph, keep))
+        return {"score": score, "seconds": round(time.perf_counter() - started, 1)}
+
+
+class Candidates:
+    """The candidates of one folder.
+
+    Args:
+        config: Settings, checked.
+        constraints: Floors and multiples.
+        kind: What the folder is for; in its settings.
+        also_may_change: Further settings that do not change what a candidate is.
+
+    Attributes:
+        graph: The channel graph of the model.
+        source_sha256: Hash of its checkpoint.
+        scores: One score per channel; the lowest of each group go.
+        solver: What may be built of it.
+        lines: What was scored, by number.
+        counts: Images for recalibration and for scoring.
+
+    Raises:
+        YoloPruneError: Bad input, or a folder of other candidates; what was scored stays.
+    """
+
+    def __init__(
+        self, config: CandidatesConfig, constraints: Constraints, *, kind: str, also_may_change: tuple[str, ...] = ()
+    ) -> None:
+        self._config, self.folder = config, Path(config.out)
+        source = read_checkpoint(Path(config.model))
+        self.source_sha256, self.graph = source.sha256, trace_model(source.model)
+        images = TrainingImages(
+            data=Path(config.data), imgsz_px=config.imgsz, batches=config.batches, batch=config.batch,
+            workers=config.workers, device=config.device,
+        )  # fmt: skip
+        self.scores = _importance(config, source.model, self.graph, images)
+        self.solver: WidthSolver = solver_for(self.graph, constraints, self.scores)
+        self._make = ScoringOfWidths(
+            model=Path(config.model).absolute(), sha256=source.sha256, scores=self.scores, images=images,
+            held_out=config.held_out, seed=config.seed, threads=config.threads or (1 if config.ray else None),
+        )  # fmt: skip
+        self._here = WidthScorer(self._make, source.model)
+        self.counts = self._here.counts
+        self.identity = _identity(config, kind, also_may_change)
+        self._settings = {**self.identity, "source_sha256": source.sha256}
+        _require_same(self.folder / SETTINGS, self._settings)
+        self.lines = read_candidates(self.folder)
+
+    def score(self, tasks: Mapping[int, IntArray], notes: Mapping[int, Mapping[str, Any]]) -> None:
+        """Score the widths that have no line yet.
+
+        Args:
+            tasks: Widths of every group, shape (groups,), by number.
+            notes: What else their lines say.
+
+        Raises:
+            YoloPruneError: Ray is missing or does not answer, or its workers keep dying.
+        """
+        config, left = self._config, {number: tasks[number] for number in tasks if number not in self.lines}
+        if not (self.folder / SETTINGS).is_file():
+            write_json(self.folder / SETTINGS, self._settings)
+        if config.ray is None:
+            if config.threads:
+                torch.set_num_threads(config.threads)
+            done = in_turn(self._here, left)
+        else:
+            gpus = 0.0 if config.device == "cpu" else 1.0
+            done = on_ray(self._make, left, address=config.ray, cpus=config.threads or 1, gpus=gpus)
+        for number, result in done:
+            widths = tasks[number]
+            line = {
+                "number": number,
+                **result,
+                "macs": int(self.graph.cost.macs(widths, imgsz_px=config.imgsz)),
+                "params": int(self.graph.cost.params(widths)),
+                **notes[number],
+                "widths": widths.tolist(),
+            }
+            append_line(self.folder / RECORD, line)
+            self.lines[number] = line
+            print(f"candidate {number} ({len(self.lines)} scored): {line['score']:.3f}", flush=True)
+
+    def plan(self, widths: IntArray, choice: Mapping[str, Any]) -> PrunePlan:
+        """Return the plan of widths, shape (groups,)."""
+        return plan_from_keep(
+            self.graph,
+            lowest_go(self.graph, self.scores, widths),
+            source_sha256=self.source_sha256,
+            imgsz_px=self._config.imgsz,
+            choice={**self.identity, **choice},
+        )
+
+
+def read_candidates(folder: Path) -> dict[int, dict[str, Any]]:
+    """Return the lines of a folder's record by number; a candidate that a kill cut off is scored again."""
+    lines = {line["number"]: line for line in read_lines(folder / RECORD)}
+    return {number: lines[number] for number in sorted(lines)}
+
+
+def _importance(config: CandidatesConfig, model: Any, graph: ChannelGraph, images: TrainingImages) -> FloatArray:
+    criterion = CRITERIA[config.criterion]
+    if not criterion.needs:
+        return score_channels(graph, Evidence.of(model), criterion)
+    return score_channels(graph, collect_evidence(model, graph, images, needs=criterion.needs), criterion)
+
+
+def _identity(config: CandidatesConfig, kind: str, also_may_change: tuple[str, ...]) -> dict[str, Any]:
+    """Return what decides the candidates and their scores; files by name, since the record may move."""
+    others = {*MAY_CHANGE, *also_may_change}
+    values = {key: value for key, value in asdict(config).items() if key not in others}
+    return {"kind": kind, **values, "model": Path(config.model).name, "data": Path(config.data).name}
+
+
+def _require_same(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to go on in a folder with other settings than its own.
+
+    Raises:
+        ConfigError: It holds candidates with other settings.
+    """
+    if not path.is_file():
+        return
+    known = json.loads(path.read_text(encoding="utf-8"))
+    others = [f"{key}={known.get(key)}" for key in settings if known.get(key) != settings[key]]
+    if others:
+        raise ConfigError(
+            f"'{path.parent}' holds candidates with other settings: {', '.join(others)}",
+            expected="the same settings, to go on with them, or a new folder",
+            remedy="choose another out=",
+        )
