@@ -65,6 +65,8 @@ def words_of(verb: str, model: Path, data: Path, desk: Path) -> list[str]:
         "inspect": [],
         "prune": [*PRUNE],
         "search": [f"data={data}", "target_macs=0.5", "out=search"],
+        "cliff": [f"data={data}", "out=cliff"],
+        "sensitivity": [f"data={data}", "out=sensitivity"],
         "train": [f"data={data}", "epochs=1"],
         "finetune": [f"data={data}", "epochs=1"],
         "evaluate": [f"data={data}"],

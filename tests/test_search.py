@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -19,14 +20,17 @@ from yolo_prune.allocation import Budget, Constraints, WidthSolver
 from yolo_prune.allocation.budget import lowest_go
 from yolo_prune.allocation.paths import Ratios
 from yolo_prune.channels import ChannelGraph
-from yolo_prune.errors import ConfigError, DataError, InfeasibleTargetError
+from yolo_prune.errors import ConfigError, DataError, InfeasibleTargetError, MissingDependencyError
+from yolo_prune.files import read_lines
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.collection import TrainingImages
 from yolo_prune.hosts.ultralytics.scoring import Scorer
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
 from yolo_prune.importance import CRITERIA, Evidence, score_channels
-from yolo_prune.pipeline.candidates import read_candidates
+from yolo_prune.pipeline.cliff import steepest
+from yolo_prune.pipeline.sensitivity import curves
 from yolo_prune.search.sampling import BAND, TRIES, Sampler
+from yolo_prune.search.strategies import STRATEGIES, UNINFORMED, InformedSearch
 
 
 def sampler_of(name: str = "yolov8n", ratio: float = 0.5, **more: Any) -> tuple[ChannelGraph, Sampler, float]:
@@ -74,6 +78,46 @@ class TestSampler:
         for largest in (0.0, 1.0, -0.5):
             with pytest.raises(ConfigError, match="largest ratio"):
                 sampler_of(largest=largest)
+
+
+class TestStrategies:
+    def scored(self, strategy: Any, count: int, worth: Any) -> dict[int, tuple[np.ndarray, float]]:
+        """Candidates and what they are worth, round by round."""
+        lines: dict[int, tuple[np.ndarray, float]] = {}
+        for numbers in strategy.rounds(count):
+            proposed = strategy.propose(numbers, lines)
+            assert [candidate.number for candidate in proposed] == list(numbers)
+            lines |= {candidate.number: (candidate.widths, worth(candidate.widths)) for candidate in proposed}
+        assert list(lines) == list(range(count))
+        return lines
+
+    @pytest.mark.parametrize("name", list(STRATEGIES))
+    def test_more_candidates_begin_with_the_same_ones(self, name):
+        def worth(widths: np.ndarray) -> float:
+            return float(widths[3])
+
+        short, long = (self.scored(STRATEGIES[name](sampler_of()[1]), count, worth) for count in (19, 26))
+        for number, (widths, _) in short.items():
+            np.testing.assert_array_equal(widths, long[number][0])
+
+    def test_informed_ones_are_within_the_budget_and_learn(self):
+        """The worth is the width of one group: random candidates stay near the middle, informed ones go up."""
+        graph, sampler, limit = sampler_of()
+        lines = self.scored(InformedSearch(sampler), 48, lambda widths: float(widths[5]))
+        assert all(float(graph.cost.macs(widths, imgsz_px=320)) <= limit for widths, _ in lines.values())
+        worths = np.array([worth for _, worth in lines.values()])
+        assert worths[32:].mean() > worths[:UNINFORMED].mean()
+
+    def test_the_informed_one_begins_as_the_random_one(self):
+        random, informed = (
+            self.scored(STRATEGIES[name](sampler_of()[1]), UNINFORMED, lambda _: 0.0) for name in STRATEGIES
+        )
+        assert all((random[number][0] == informed[number][0]).all() for number in random)
+
+    def test_optuna_is_asked_for(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "optuna", None)
+        with pytest.raises(MissingDependencyError, match="optuna"):
+            InformedSearch(sampler_of()[1])
 
 
 class TestRatios:
@@ -131,9 +175,16 @@ class TestScorer:
             Scorer(read_checkpoint(dense_checkpoint).model, images, held_out=0.01, seed=0)
 
 
-def words_for(model: Path, data: Path, out: Path, **more: Any) -> list[str]:
-    settings = {"target_macs": 0.5, "imgsz": 64, "batches": 2, "batch": 4, "candidates": 3, "held_out": 0.25, **more}
-    return ["search", f"model={model}", f"data={data}", f"out={out}", *(f"{k}={v}" for k, v in settings.items())]
+def words_for(model: Path, data: Path, out: Path, *, verb: str = "search", **more: Any) -> list[str]:
+    settings = {"imgsz": 64, "batches": 2, "batch": 4, "held_out": 0.25, **more}
+    if verb == "search":
+        settings = {"target_macs": 0.5, "candidates": 3, **settings}
+    return [verb, f"model={model}", f"data={data}", f"out={out}", *(f"{k}={v}" for k, v in settings.items())]
+
+
+def numbered(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of a folder's record, by number."""
+    return sorted(read_lines(folder / "candidates.jsonl"), key=lambda line: line["number"])
 
 
 @pytest.mark.slow
@@ -141,7 +192,7 @@ class TestSearch:
     def test_the_best_is_a_plan_that_prune_applies(self, command, dense_checkpoint, tiny_data, tmp_path):
         outcome = command(*words_for(dense_checkpoint, tiny_data, tmp_path / "s", criterion="taylor"))
         assert outcome.code == 0
-        lines = list(read_candidates(tmp_path / "s").values())
+        lines = read_lines(tmp_path / "s" / "candidates.jsonl")
         assert [line["number"] for line in lines] == [0, 1, 2]
         best = max(lines, key=lambda line: line["score"])
         plan = json.loads((tmp_path / "s" / "best.json").read_text())
@@ -181,12 +232,79 @@ class TestSearch:
         assert command(*killed).code == 0
         assert record.read_text().splitlines()[0] == kept
         found, expected = (
-            [{key: line[key] for key in line if key != "seconds"} for line in read_candidates(tmp_path / name).values()]
+            [{key: line[key] for key in line if key != "seconds"} for line in numbered(tmp_path / name)]
             for name in ("killed", "whole")
         )
         assert found == expected
         plans = [(tmp_path / name / "best.json").read_text() for name in ("killed", "whole")]
         assert plans[0] == plans[1]
+
+
+@pytest.mark.slow
+class TestCliff:
+    def test_stretches_are_halved_and_the_edge_is_a_plan(self, command, dense_checkpoint, tiny_data, tmp_path):
+        words = words_for(dense_checkpoint, tiny_data, tmp_path / "c", verb="cliff", points=3, halvings=2, lowest=0.4)
+        outcome = command(*words, f"json={tmp_path / 'c.json'}")
+        assert outcome.code == 0
+        assert [line["ratio"] for line in numbered(tmp_path / "c")][:4] == pytest.approx([1.0, 0.8, 0.6, 0.4])
+        found = json.loads((tmp_path / "c.json").read_text())
+        macs = [line["macs"] for line in found["budgets"]]
+        assert macs == sorted(macs, reverse=True)
+        slopes = [
+            (upper["score"] - lower["score"]) / max(upper["macs"] - lower["macs"], 1)
+            for upper, lower in itertools.pairwise(found["budgets"])
+        ]
+        steepest = slopes.index(max(slopes))
+        ends = (found["edge"]["number"], found["foot"]["number"])
+        assert ends == tuple(line["number"] for line in found["budgets"][steepest : steepest + 2])
+        assert "steepest from" in outcome.out
+        again = command(*words)  # everything is known
+        assert again.out.splitlines()[-3:] == outcome.out.splitlines()[-3:]
+
+    def test_by_hand(self):
+        """From .5 at 100 to .4 at 60 and .1 at 50: .0025 and .03 a MAC."""
+        lines = [{"macs": 100, "score": 0.5}, {"macs": 60, "score": 0.4}, {"macs": 50, "score": 0.1}]
+        assert steepest(lines) == (lines[1], lines[2])
+
+
+class TestCurves:
+    def test_by_hand(self):
+        """A cut of 16 of 32 channels of one group, then of 8, beside a dense score of .6."""
+        graph = trace_model(lively("yolov8n"))
+        index = graph.group_names()["model.2.m.0.cv1.conv"]
+        whole = graph.widths()
+        lines = {0: {"widths": whole.tolist(), "score": 0.6}}
+        for number, (kept, score) in enumerate([(whole[index] // 2, 0.5), (whole[index] * 3 // 4, 0.62)], start=1):
+            widths = whole.copy()
+            widths[index] = kept
+            lines[number] = {"widths": widths.tolist(), "score": score}
+        found = curves(graph, lines)
+        assert list(found) == ["model.2.m.0.cv1.conv"]
+        assert found["model.2.m.0.cv1.conv"].removed == pytest.approx((0.25, 0.5))
+        assert found["model.2.m.0.cv1.conv"].drops == pytest.approx((-0.02, 0.1))
+
+
+@pytest.mark.slow
+def test_sensitivity_is_measured_once_and_prune_takes_it(command, dense_checkpoint, tiny_data, tmp_path):
+    words = words_for(
+        dense_checkpoint, tiny_data, tmp_path / "s", verb="sensitivity", fractions="[0.5]", criterion="l1"
+    )
+    outcome = command(*words)
+    assert outcome.code == 0
+    graph = trace_model(read_checkpoint(dense_checkpoint).model)
+    content = json.loads((tmp_path / "s" / "sensitivity.json").read_text())
+    assert set(content["drops"]) == {group.name for group in graph.groups if not group.lock}
+    record = (tmp_path / "s" / "candidates.jsonl").read_bytes()
+    assert command(*words).out.splitlines()[-3:] == outcome.out.splitlines()[-3:]
+    assert (tmp_path / "s" / "candidates.jsonl").read_bytes() == record
+    pruned = command(
+        "prune", f"model={dense_checkpoint}", f"sensitivity={tmp_path / 's' / 'sensitivity.json'}", "target_macs=0.6",
+        f"out={tmp_path / 'slim.pt'}", f"json={tmp_path / 'slim.json'}",
+    )  # fmt: skip
+    assert pruned.code == 0
+    plan = json.loads((tmp_path / "slim.json").read_text())["plan"]
+    assert plan["choice"]["allocation"] == "sensitivity"
+    assert 0.57 <= plan["after"]["macs"] / plan["before"]["macs"] <= 0.6
 
 
 class TestBadInput:
@@ -198,6 +316,8 @@ class TestBadInput:
             ("criterion=magic", "unknown criterion 'magic'"),
             ("candidates=0", "candidates=0"),
             ("held_out=1", "held_out=1"),
+            ("strategy=clever", "unknown strategy 'clever'"),
+            ("threads=0", "threads=0"),
             ("largest=1", "largest ratio 1"),
             ("attention=none_at_all", "unknown attention"),
             ("imgsz=65", "imgsz=65"),
@@ -208,3 +328,17 @@ class TestBadInput:
         key = word.partition("=")[0]
         words = [one for one in words_for(dense_checkpoint, data, Path("s")) if not one.startswith(f"{key}=")]
         assert said in refused(*words, word)
+
+    @pytest.mark.parametrize(
+        ("verb", "word", "said"),
+        [
+            ("cliff", "points=0", "points=0"),
+            ("cliff", "halvings=-1", "halvings=-1"),
+            ("cliff", "lowest=1", "lowest=1"),
+            ("cliff", "allocation=ratios", "unknown allocation"),
+            ("sensitivity", "fractions=[]", "fractions=[]"),
+            ("sensitivity", "fractions=[0.5,1.0]", "fractions=[0.5, 1.0]"),
+        ],
+    )
+    def test_of_the_others_too(self, refused, dense_checkpoint, data, verb, word, said):
+        assert said in refused(*words_for(dense_checkpoint, data, Path("s"), verb=verb), word)

@@ -33,17 +33,18 @@ def tune(share: float = 1.0, **settings: Any) -> Step:
     return Step(verb="train", share=share, settings=lambda _epochs, _budget: settings)
 
 
-def cut_in_steps(share: float = 1.0, *, steps: int, until: float, **settings: Any) -> Step:
+def cut_in_steps(*, steps: int, until: float, criterion: str = "l2", **settings: Any) -> Step:
     """Prune while training, the last step after about a share of the epochs: steps are whole epochs apart."""
 
     def made(epochs: int, budget: float) -> Mapping[str, Any]:
         every = max(1, round(until * epochs / steps))
-        return {"prune_every": every, "prune_steps": steps, "target_macs": budget, **settings}
+        when = {"prune_every": every, "prune_steps": steps}
+        return {**when, "target_macs": budget, "criterion": criterion, **settings}
 
-    return Step(verb="train", share=share, settings=made)
+    return Step(verb="train", share=1.0, settings=made)
 
 
-OFTEN = {"nbs": 16}
+OFTEN: dict[str, Any] = {"nbs": 16}
 """An optimizer step every 16 images. The host gathers 64 by default, which leaves a small data set a hundred steps."""
 
 SPARSE = 0.4

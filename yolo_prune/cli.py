@@ -77,6 +77,12 @@ def _sensitivity() -> tuple[Any, Callable[..., Result]]:
     return SensitivityConfig, sensitivity
 
 
+def _profile() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.profile import ProfileConfig, profile
+
+    return ProfileConfig, profile
+
+
 def _train() -> tuple[Any, Callable[..., Result]]:
     from yolo_prune.pipeline.train import TrainConfig, train_model
 
@@ -125,6 +131,7 @@ VERBS: dict[str, Verb] = {
     "search": Verb(summary="the best of many random plans, by the mAP of recalibrated candidates", load=_search),
     "cliff": Verb(summary="how far a checkpoint can be cut before its recalibrated mAP breaks away", load=_cliff),
     "sensitivity": Verb(summary="what each channel group costs in recalibrated mAP", load=_sensitivity),
+    "profile": Verb(summary="time slim versions on this device: how latency depends on widths", load=_profile),
     "train": Verb(summary="train as `yolo train` does, with sparsity if asked for", load=_train, passes_on=True),
     "finetune": Verb(summary="train a slim checkpoint without rebuilding it", load=_finetune, passes_on=True),
     "evaluate": Verb(summary="measure mAP of a checkpoint", load=_evaluate),

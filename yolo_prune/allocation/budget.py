@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from yolo_prune.allocation.constraints import Constraints, WidthSolver
+from yolo_prune.allocation.latency import LatencyModel
 from yolo_prune.allocation.layers import layer_ratios
 from yolo_prune.allocation.paths import PATHS, DropCurve, EqualDrop, Path, Ratios
 from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
@@ -24,11 +25,13 @@ class Budget:
         unit: What is counted.
         ratio: Fraction of the dense model's cost that is kept, in (0, 1).
         imgsz_px: Image side at which MACs are counted.
+        latency: What predicts latencies; for that unit only.
     """
 
-    unit: Literal["macs", "params"]
+    unit: Literal["macs", "params", "latency"]
     ratio: float
     imgsz_px: int = 640
+    latency: LatencyModel | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.ratio, (int, float)) or not 0.0 < self.ratio < 1.0:
@@ -39,7 +42,9 @@ class Budget:
             )
 
     def cost(self, graph: ChannelGraph, kept: IntArray) -> float:
-        """Return the cost at kept widths, in MACs or parameters."""
+        """Return the cost at kept widths, in MACs, parameters, or predicted latency (1 for the dense network)."""
+        if self.latency is not None:
+            return float(self.latency.predict(kept))
         if self.unit == "macs":
             return float(graph.cost.macs(kept, imgsz_px=self.imgsz_px))
         return float(graph.cost.params(kept))

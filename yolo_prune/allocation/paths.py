@@ -108,8 +108,8 @@ class EqualDrop:
 
     Args:
         graph: The channel graph.
-        drops: Curves by group name, between whose points is interpolated; groups without one keep their width until the
-            last step.
+        drops: Curves by group name, between whose points is interpolated; behind the last one, and for groups without
+            one, an even slope leads to twice the largest drop for the whole group.
     """
 
     steps = 10_000
@@ -122,7 +122,7 @@ class EqualDrop:
 
     def wish(self, step: int) -> FloatArray:
         """Return the width of every group whose drop is that of the step."""
-        allowed = 2.0 * self._most * _growing(step / self.steps) / REACH
+        allowed = (2.0 * self._most + TELLABLE) * _growing(step / self.steps) / REACH
         return self._widths * (1.0 - np.array([np.interp(allowed, *curve) for curve in self._curves]))
 
     def _curve(self, known: DropCurve | None) -> tuple[FloatArray, FloatArray]:

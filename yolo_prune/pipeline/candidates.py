@@ -6,7 +6,6 @@ goes on. They are scored one after the other in this process, or side by side on
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,17 +19,17 @@ from yolo_prune.allocation.budget import lowest_go, solver_for
 from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.errors import CheckpointError, ConfigError
-from yolo_prune.files import append_line, read_lines, write_json
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.collection import TrainingImages, collect_evidence
 from yolo_prune.hosts.ultralytics.scoring import Scorer
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
 from yolo_prune.importance import CRITERIA, Evidence, FloatArray, score_channels
+from yolo_prune.pipeline.record import Record
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.search.workers import in_turn, on_ray
 
-RECORD, SETTINGS = "candidates.jsonl", "settings.json"
+RECORD = "candidates.jsonl"
 
 
 @dataclass(kw_only=True)
@@ -177,9 +176,8 @@ class Candidates:
         self._here = WidthScorer(self._make, source.model)
         self.counts = self._here.counts
         self.identity = _identity(config, kind, also_may_change)
-        self._settings = {**self.identity, "source_sha256": source.sha256}
-        _require_same(self.folder / SETTINGS, self._settings)
-        self.lines = read_candidates(self.folder)
+        self.record = Record(self.folder, RECORD, {**self.identity, "source_sha256": source.sha256})
+        self.lines = self.record.lines
 
     def score(self, tasks: Mapping[int, IntArray], notes: Mapping[int, Mapping[str, Any]]) -> None:
         """Score the widths that have no line yet.
@@ -192,8 +190,6 @@ class Candidates:
             YoloPruneError: Ray is missing or does not answer, or its workers keep dying.
         """
         config, left = self._config, {number: tasks[number] for number in tasks if number not in self.lines}
-        if not (self.folder / SETTINGS).is_file():
-            write_json(self.folder / SETTINGS, self._settings)
         if config.ray is None:
             if config.threads:
                 torch.set_num_threads(config.threads)
@@ -211,8 +207,7 @@ class Candidates:
                 **notes[number],
                 "widths": widths.tolist(),
             }
-            append_line(self.folder / RECORD, line)
-            self.lines[number] = line
+            self.record.add(line)
             print(f"candidate {number} ({len(self.lines)} scored): {line['score']:.3f}", flush=True)
 
     def plan(self, widths: IntArray, choice: Mapping[str, Any]) -> PrunePlan:
@@ -224,12 +219,6 @@ class Candidates:
             imgsz_px=self._config.imgsz,
             choice={**self.identity, **choice},
         )
-
-
-def read_candidates(folder: Path) -> dict[int, dict[str, Any]]:
-    """Return the lines of a folder's record by number; a candidate that a kill cut off is scored again."""
-    lines = {line["number"]: line for line in read_lines(folder / RECORD)}
-    return {number: lines[number] for number in sorted(lines)}
 
 
 def _importance(config: CandidatesConfig, model: Any, graph: ChannelGraph, images: TrainingImages) -> FloatArray:
@@ -244,21 +233,3 @@ def _identity(config: CandidatesConfig, kind: str, also_may_change: tuple[str, .
     others = {*MAY_CHANGE, *also_may_change}
     values = {key: value for key, value in asdict(config).items() if key not in others}
     return {"kind": kind, **values, "model": Path(config.model).name, "data": Path(config.data).name}
-
-
-def _require_same(path: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse to go on in a folder with other settings than its own.
-
-    Raises:
-        ConfigError: It holds candidates with other settings.
-    """
-    if not path.is_file():
-        return
-    known = json.loads(path.read_text(encoding="utf-8"))
-    others = [f"{key}={known.get(key)}" for key in settings if known.get(key) != settings[key]]
-    if others:
-        raise ConfigError(
-            f"'{path.parent}' holds candidates with other settings: {', '.join(others)}",
-            expected="the same settings, to go on with them, or a new folder",
-            remedy="choose another out=",
-        )

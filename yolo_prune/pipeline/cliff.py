@@ -102,7 +102,7 @@ def cliff(config: CliffConfig) -> Cliff:
         widths = {number: _widths(candidates, config, ratio) for number, ratio in numbers.items()}
         candidates.score(widths, {number: {"ratio": ratio} for number, ratio in numbers.items()})
     lines = sorted(candidates.lines.values(), key=lambda line: (-line["macs"], line["number"]))
-    edge, foot = _steepest(lines)
+    edge, foot = steepest(lines)
     plan, path = None, candidates.folder / EDGE
     if edge["number"]:
         plan = candidates.plan(np.array(edge["widths"]), {"target_macs": edge["ratio"], "score": edge["score"]})
@@ -116,13 +116,13 @@ def _rounds(config: CliffConfig, candidates: Candidates) -> Iterator[dict[int, f
     yield dict(enumerate(np.linspace(1.0, lowest, config.points + 1).tolist()))
     for number in range(config.points + 1, config.points + 1 + config.halvings):
         known = [candidates.lines[one] for one in range(number)]
-        edge, foot = _steepest(sorted(known, key=lambda line: (-line["macs"], line["number"])))
+        edge, foot = steepest(sorted(known, key=lambda line: (-line["macs"], line["number"])))
         if edge["ratio"] - foot["ratio"] < NARROW:
             return
         yield {number: (edge["ratio"] + foot["ratio"]) / 2.0}
 
 
-def _steepest(lines: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+def steepest(lines: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the ends of the stretch that loses most for the MACs that it saves, of lines with ever fewer MACs."""
 
     def slope(stretch: tuple[Mapping[str, Any], Mapping[str, Any]]) -> float:

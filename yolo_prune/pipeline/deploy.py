@@ -25,6 +25,9 @@ from yolo_prune.report.summary import in_words
 SUFFIXES = {"onnx": ".onnx", "ncnn": "_ncnn_model"}
 """How artefacts are called, by format; the host's own endings, so that `YOLO(artefact)` knows them."""
 
+BACKENDS = {"onnxruntime": "onnx", "ncnn": "ncnn"}
+"""Formats by the runtime that runs them."""
+
 THREADS: dict[str, Any] = {"default": 2, "help": "threads of each runtime"}
 RUNS: dict[str, Any] = {"default": 100, "help": "timed runs of each artefact, interleaved"}
 """Settings that `benchmark` and `run` share."""

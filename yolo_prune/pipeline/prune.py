@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from torch import nn
 
 from yolo_prune.channels import ChannelGraph
+from yolo_prune.export.profile import Profile
+from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, write_slim
 from yolo_prune.hosts.ultralytics.collection import TrainingImages, collect_evidence, recalibrate_on
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.importance import Evidence
 from yolo_prune.importance.evidence import Need
+from yolo_prune.pipeline.latency import require_same_machine
 from yolo_prune.pipeline.pruning import PruneConfig, PruneResult, PruningHost, prune_with
+from yolo_prune.pipeline.timing import Beside, this_machine, timing_beside
+
+RUNS = 60
+"""Timed rounds of a network whose latency is promised."""
 
 
 def _collect(model: nn.Module, graph: ChannelGraph, needs: Collection[Need], config: PruneConfig) -> Evidence:
@@ -34,6 +42,15 @@ def _images(config: PruneConfig, batches: int, imgsz_px: int) -> TrainingImages:
     )
 
 
+@contextlib.contextmanager
+def _timing(source: Checkpoint, graph: ChannelGraph, profile: Profile) -> Iterator[Beside]:
+    require_same_machine(profile, this_machine(profile.backend))
+    with timing_beside(
+        source, graph, backend=profile.backend, imgsz_px=profile.imgsz_px, threads=profile.threads, runs=RUNS
+    ) as beside:
+        yield beside
+
+
 ULTRALYTICS = PruningHost(
     read=read_checkpoint,
     trace=trace_model,
@@ -42,6 +59,7 @@ ULTRALYTICS = PruningHost(
     write=write_slim,
     collect=_collect,
     recalibrate=_recalibrate,
+    timing=_timing,
 )
 
 

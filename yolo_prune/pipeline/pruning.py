@@ -16,11 +16,13 @@ from yolo_prune.allocation.paths import DropCurve
 from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.configuration import changed, json_setting, read_mapping, require_choice, setting
 from yolo_prune.errors import ConfigError
+from yolo_prune.export.profile import Profile
 from yolo_prune.files import require_new_outputs
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.importance import CRITERIA, Evidence, score_channels
 from yolo_prune.importance.evidence import Need
+from yolo_prune.pipeline.latency import LatencyOutcome, Timing, keep_for_latency
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.report import quantity, render
 from yolo_prune.surgery import Folding, Verification, Verifier, fold_constants
@@ -34,6 +36,11 @@ class PruneConfig:
     out: str = setting(help="where the slim checkpoint shall stand; must not exist")
     target_macs: float | None = setting(None, help="fraction of the MACs that is kept, e.g. 0.5")
     target_params: float | None = setting(None, help="fraction of the parameters that is kept, instead of target_macs")
+    target_latency: float | None = setting(
+        None, help="fraction of the dense model's latency, measured; instead of target_macs, with profile="
+    )
+    profile: str | None = setting(None, help="what `profile` wrote: how latency depends on widths, on the device")
+    confirm: bool = setting(True, help="time the slim model before target_latency is promised")
     criterion: str = setting("l2", help=f"which channels matter: {', '.join(CRITERIA)}")
     allocation: str = setting("global", help=f"how many go where: {', '.join(PATHS)}")
     reduction: str = setting("mean", help="how a channel's scores are combined: sum, mean, max")
@@ -60,8 +67,9 @@ class PruneConfig:
     json: str | None = json_setting("the table")
 
 
-CHOICES = ("target_macs", "target_params", "criterion", "allocation", "reduction", "normalization", "min_channels",
-           "max_fraction", "round_to", "attention", "batches", "ratios", "sensitivity")  # fmt: skip
+CHOICES = ("target_macs", "target_params", "target_latency", "profile", "criterion", "allocation", "reduction",
+           "normalization", "min_channels", "max_fraction", "round_to", "attention", "batches", "ratios",
+           "sensitivity")  # fmt: skip
 """Settings that choose channels, which a plan has done already."""
 
 
@@ -75,6 +83,7 @@ class PruneResult:
     widths: list[tuple[str, int, int]]
     folding: Folding | None = None
     recalibrated: int = 0
+    latency: LatencyOutcome | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plan, proof and costs as plain values."""
@@ -86,6 +95,7 @@ class PruneResult:
             "plan": self.plan.to_json(),
             "folding": folding,
             "recalibrated_batches": self.recalibrated,
+            "latency": self.latency.to_json() if self.latency else None,
         }
 
     def table(self) -> str:
@@ -106,6 +116,7 @@ class PruneResult:
             + f"{proof.macs_counted:,} MACs counted = predicted (at {proof.imgsz_px} px)\n"
             + self._folded()
             + self._recalibrated()
+            + (self.latency.in_words() if self.latency else "")
             + f"slim checkpoint: {self.out}\n"
         )
 
@@ -155,6 +166,7 @@ class PruningHost:
         collect: Gathers what criteria need of training batches; None where the host cannot.
         recalibrate: Measures batch-norm statistics anew, in place, at a side of images in px, and returns the number of
             batches; None where the host cannot.
+        timing: Opens what times slim networks; None where the host cannot. Refuses a profile of another machine.
     """
 
     read: Callable[[Path], Checkpoint]
@@ -164,6 +176,7 @@ class PruningHost:
     write: Writer
     collect: Callable[[nn.Module, ChannelGraph, Collection[Need], PruneConfig], Evidence] | None = None
     recalibrate: Callable[[nn.Module, PruneConfig, int], int] | None = None
+    timing: Timing | None = None
 
 
 def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
@@ -178,7 +191,7 @@ def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
     require_settings(host, config)
     source = host.read(Path(config.model))
     graph = host.trace(source.model)
-    plan = make_plan(host, source, graph, config, *chosen) if chosen else PrunePlan.load(Path(str(config.plan)))
+    plan, latency = make_plan(host, source, graph, config, *chosen) if chosen else (_known_plan(config), None)
     plan.require_source(source.sha256)
     keep = plan.keep_mask(graph)
     slim = host.cut(source.model, graph, keep)
@@ -194,7 +207,13 @@ def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
     host.write(out, slim, source, plan, dtype=dtype, folded=config.fold, recalibrated=batches)
     kept = graph.kept_widths(keep)
     widths = [(group.name, group.width, int(size)) for group, size in zip(graph.groups, kept, strict=True)]
-    return PruneResult(out=out, plan=plan, verification=proof, widths=widths, folding=folding, recalibrated=batches)
+    return PruneResult(
+        out=out, plan=plan, verification=proof, widths=widths, folding=folding, recalibrated=batches, latency=latency
+    )
+
+
+def _known_plan(config: PruneConfig) -> PrunePlan:
+    return PrunePlan.load(Path(str(config.plan)))
 
 
 def make_plan(
@@ -204,8 +223,13 @@ def make_plan(
     config: PruneConfig,
     budget: Budget | None,
     allocation: Allocation,
-) -> PrunePlan:
-    """Choose the channels to keep."""
+) -> tuple[PrunePlan, LatencyOutcome | None]:
+    """Choose the channels to keep; with a target for it, by latency."""
+    known = None
+    if config.target_latency is not None:
+        known = Profile.load(Path(str(config.profile)))
+        if not changed(config, ("round_to",)):  # what the device was seen to like, not folklore
+            allocation = replace(allocation, constraints=replace(allocation.constraints, round_to=known.fit.multiple))
     if config.sensitivity:
         allocation = replace(allocation, drops=drops_of(Path(config.sensitivity), source.sha256))
     criterion = CRITERIA[config.criterion]
@@ -218,7 +242,14 @@ def make_plan(
         reduction=config.reduction,  # type: ignore[arg-type]  # checked by `choices`
         normalization=config.normalization,  # type: ignore[arg-type]
     )
-    keep = allocate(graph, scores, budget, allocation)
+    outcome = None
+    if known is not None:
+        keep, outcome = keep_for_latency(
+            source, graph, scores, allocation,
+            target=float(config.target_latency or 0.0), profile=known, timing=host.timing if config.confirm else None,
+        )  # fmt: skip
+    else:
+        keep = allocate(graph, scores, budget, allocation)
     choice = {
         "criterion": config.criterion,
         "reduction": config.reduction,
@@ -232,9 +263,12 @@ def make_plan(
         choice |= {"allocation": "ratios", "ratios": dict(allocation.ratios)}
     if allocation.drops is not None:
         choice["allocation"] = "sensitivity"
+    if outcome is not None:
+        choice |= outcome.to_json()
     if criterion.needs:
         choice |= {"data": Path(str(config.data)).name, "batches": config.batches, "batch": config.batch}
-    return plan_from_keep(graph, keep, source_sha256=source.sha256, imgsz_px=config.imgsz, choice=choice)
+    imgsz_px = config.imgsz if known is None else known.imgsz_px
+    return plan_from_keep(graph, keep, source_sha256=source.sha256, imgsz_px=imgsz_px, choice=choice), outcome
 
 
 def choices(config: PruneConfig) -> tuple[Budget | None, Allocation]:
@@ -248,18 +282,19 @@ def choices(config: PruneConfig) -> tuple[Budget | None, Allocation]:
     require_choice("reduction", config.reduction, ("sum", "mean", "max"))
     require_choice("normalization", config.normalization or "none", ("none", "mean"))
     require_choice("attention", config.attention, ATTENTION)
-    targets = {"macs": config.target_macs, "params": config.target_params}
+    targets = {"macs": config.target_macs, "params": config.target_params, "latency": config.target_latency}
     given = {unit: ratio for unit, ratio in targets.items() if ratio is not None}
     if len(given) > 1 or not (given or config.ratios):
         raise ConfigError(
             f"{len(given)} targets given",
-            expected="one of target_macs=, target_params= (or ratios= or plan=)",
+            expected="one of target_macs=, target_params=, target_latency= (or ratios= or plan=)",
             remedy="target_macs=0.5",
         )
     files = [f"{name}=" for name in ("ratios", "sensitivity") if getattr(config, name)]
     ways = [*changed(config, ("allocation",)), *files]
     if len(ways) > 1:
         raise ConfigError(" together with ".join(ways), expected="one of them: each says how many channels go where")
+    _require_profile(config)
     require_imgsz(config.imgsz)
     budgets = [Budget(unit=unit, ratio=ratio, imgsz_px=config.imgsz) for unit, ratio in given.items()]  # type: ignore[arg-type]
     constraints = Constraints(
@@ -270,6 +305,27 @@ def choices(config: PruneConfig) -> tuple[Budget | None, Allocation]:
     )
     ratios = read_mapping(Path(config.ratios), what="layer: fraction that goes") if config.ratios else None
     return next(iter(budgets), None), Allocation(path=config.allocation, constraints=constraints, ratios=ratios)
+
+
+def _require_profile(config: PruneConfig) -> None:
+    """Refuse a latency without a profile, a profile without a latency, and settings that the profile has decided.
+
+    Raises:
+        ConfigError: One of them, or a profile that cannot be read.
+    """
+    if config.target_latency is None:
+        for word in changed(config, ("profile", "confirm")):
+            raise ConfigError(f"{word} without target_latency=", expected="both, or neither")
+        return
+    if config.profile is None:
+        raise ConfigError(
+            f"target_latency={config.target_latency} without profile=",
+            expected="profile: what `yolo-prune profile` measured on the device",
+            remedy="yolo-prune profile model=... backend=... out=profile",
+        )
+    known = Profile.load(Path(config.profile))
+    if changed(config, ("imgsz",)) and config.imgsz != known.imgsz_px:
+        raise ConfigError(f"imgsz={config.imgsz}", expected=f"{known.imgsz_px}, at which the profile was measured")
 
 
 def drops_of(path: Path, source_sha256: str) -> dict[str, DropCurve]:
@@ -318,6 +374,8 @@ def require_settings(host: PruningHost, config: PruneConfig) -> None:
             "fold=true together with recalibrate=",
             expected="one of them: recalibration measures anew the means into which constants are folded",
         )
+    if config.target_latency is not None and config.confirm and host.timing is None:
+        raise ConfigError("target_latency= on this host", expected="confirm=false: its networks cannot be timed here")
     wishes: dict[str, Any] = {}
     if not config.plan and CRITERIA[config.criterion].needs:
         wishes[f"criterion={config.criterion}"] = host.collect

@@ -96,7 +96,7 @@ def search(config: SearchConfig) -> SearchResult:
             {number: candidate.widths for number, candidate in drawn.items()},
             {number: _how(candidate) for number, candidate in drawn.items()},
         )
-    lines = list(candidates.lines.values())
+    lines = candidates.record.in_order()
     best = min(lines, key=_rank)
     plan = candidates.plan(np.array(best["widths"]), {"candidates": len(lines), "score": best["score"]})
     write_json(candidates.folder / BEST, plan.to_json(), replace=True)

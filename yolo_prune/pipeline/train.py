@@ -43,7 +43,7 @@ class TrainConfig:
     prune_steps: int = setting(1, help="number of pruning steps")
     prune_soft: bool = setting(False, help="zero channels, which may come back; only the last step removes them")
     target_macs: float | None = setting(None, help="fraction of the MACs that is kept after the last step")
-    criterion: str = setting("l2", help=f"which channels matter to a step: {', '.join(CRITERIA)}")
+    criterion: str = setting("taylor", help=f"which channels matter to a step: {', '.join(CRITERIA)}")
     prune_batches: int = setting(16, help="batches that a criterion which needs data looks at before each step")
     allocation: str = setting("uniform", help=f"how many go where: {', '.join(PATHS)}")
     min_channels: int = setting(8, help="fewest that a group keeps", unit="channels")

@@ -78,7 +78,7 @@ def connected(address: str) -> Any:
         raise MissingDependencyError("ray", extra="search", purpose="score candidates on several processes") from error
     _require_answer(address)
     try:
-        ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         raise _silent(address, error) from error
     return ray
@@ -146,9 +146,8 @@ class _Crew:
             except self._ray.exceptions.RayActorError as error:
                 deaths[number] += 1
                 if deaths[number] >= TRIES:
-                    raise WorkerError(
-                        f"{TRIES} workers died of task {number}: {error}", expected="a worker that lives"
-                    ) from error
+                    how = str(error).strip().partition("\n")[0]
+                    raise WorkerError(f"{TRIES} workers died of task {number}: {how}") from error
                 worker = self._hire()
                 waiting.appendleft(number)
             except self._ray.exceptions.RayTaskError as error:

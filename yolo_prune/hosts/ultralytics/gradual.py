@@ -57,7 +57,7 @@ class GradualOptions:
 
     schedule: PruningSchedule
     soft: bool = False
-    criterion: str = "l2"
+    criterion: str = "taylor"
     allocation: str = "uniform"
     constraints: Constraints = field(default_factory=Constraints)
     batches: int = 16

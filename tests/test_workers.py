@@ -1,0 +1,122 @@
+"""Tasks on a Ray cluster: the same results as in turn; a worker that dies is replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_search import numbered, words_for
+
+from yolo_prune.errors import ConfigError, MissingDependencyError
+from yolo_prune.search.workers import connected, in_turn, on_ray
+
+HERE = Path(__file__).parent
+
+
+def squares(folder: Path, deaths: int, numbers: list[int]) -> str:
+    """What `ray_process.py` prints."""
+    words = [sys.executable, str(HERE / "ray_process.py"), str(folder), str(deaths), json.dumps(numbers)]
+    return (
+        subprocess.run(words, check=True, capture_output=True, text=True, timeout=200).stdout.strip().splitlines()[-1]
+    )
+
+
+def test_in_turn():
+    assert list(in_turn(lambda task: task * 2, {3: 1, 1: 5})) == [(3, 2), (1, 10)]
+
+
+@pytest.mark.slow
+class TestOnRay:
+    def test_one_that_dies_is_replaced_and_its_task_done(self, tmp_path):
+        found = json.loads(squares(tmp_path, 2, list(range(8))))
+        assert {int(number): result for number, result in found.items()} == {number: number**2 for number in range(8)}
+        assert len(list(tmp_path.iterdir())) == 2
+
+    def test_a_task_of_which_all_die_is_given_up(self, tmp_path):
+        assert squares(tmp_path, 99, [3]).startswith("WorkerError 3 workers died of task 3")
+
+    def test_bad_input_there_is_bad_input_here(self, tmp_path):
+        assert squares(tmp_path, 0, [1, 100]) == "ConfigError a hundred 2"
+
+    def test_search_with_a_worker_killed_finds_what_one_process_finds(
+        self, command, dense_checkpoint, tiny_data, tmp_path
+    ):
+        here, there = (words_for(dense_checkpoint, tiny_data, tmp_path / name, candidates=8) for name in ("a", "b"))
+        assert command(*here).code == 0
+        process = subprocess.Popen(
+            [sys.executable, "-m", "yolo_prune", *there, "ray=local"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        record = tmp_path / "b" / "candidates.jsonl"
+        while not record.is_file():
+            assert process.poll() is None, process.stdout.read().decode()
+            time.sleep(0.02)
+        os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+        output = process.communicate(timeout=200)[0].decode()
+        assert process.returncode == 0, output
+        found, expected = (facts(numbered(tmp_path / name)) for name in ("b", "a"))
+        assert found == expected
+        plans = [(tmp_path / name / "best.json").read_text() for name in ("a", "b")]
+        assert plans[0] == plans[1]
+
+
+def facts(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What does not depend on who scored."""
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def workers_of(driver: int) -> list[int]:
+    """Processes of a driver's cluster that score."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")[0]
+            parents = ancestors(int(folder.name)) if words.startswith(b"ray::_Worker") else []
+        except (OSError, ValueError):
+            continue
+        if driver in parents:
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+def ancestors(process: int) -> list[int]:
+    found = []
+    while process > 1:
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        found.append(process)
+    return found
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("address", ["nowhere", "host:port", "ray://"])
+    def test_what_is_no_address(self, address):
+        with pytest.raises(ConfigError, match="ray="):
+            connected(address)
+
+    def test_nobody_answers(self, monkeypatch):
+        def refuse(*_: Any, **__: Any) -> None:
+            raise ConnectionRefusedError("connection refused")
+
+        monkeypatch.setattr(socket, "create_connection", refuse)
+        with pytest.raises(ConfigError, match=r"ray=127\.0\.0\.1:1 does not answer"):
+            connected("127.0.0.1:1")
+
+    def test_not_installed(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ray", None)
+        with pytest.raises(MissingDependencyError, match="package 'ray'"):
+            list(on_ray(lambda: abs, {0: 1}, address="local"))
+
+    def test_as_a_flag(self, refused, dense_checkpoint, data, monkeypatch):
+        def refuse(*_: Any, **__: Any) -> None:
+            raise ConnectionRefusedError("connection refused")
+
+        monkeypatch.setattr(socket, "create_connection", refuse)
+        said = refused(*words_for(dense_checkpoint, data, Path("s")), "ray=127.0.0.1:1")
+        assert "does not answer" in said

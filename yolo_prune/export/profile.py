@@ -1,0 +1,79 @@
+"""What timings of slim networks beside the dense one tell: of a single network, and of all widths on a device."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from yolo_prune.allocation.latency import LatencyFit
+from yolo_prune.errors import ConfigError
+from yolo_prune.export.machine import Machine
+
+RESULT = "profile.json"
+"""Its file in the folder of its timings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Latency of a slim artefact beside the dense one.
+
+    Attributes:
+        ratio: Median over rounds of slim / dense.
+        p25: Lower quartile of these.
+        p75: Upper quartile.
+        slim_ms: Median.
+        dense_ms: Median.
+    """
+
+    ratio: float
+    p25: float
+    p75: float
+    slim_ms: float
+    dense_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What is known of the latency of a network on a device.
+
+    Attributes:
+        machine: What it was timed on.
+        backend: One of `BACKENDS`.
+        imgsz_px: Side of the square input.
+        threads: Of the runtime.
+        candidates: Networks that were timed.
+        dense_ms: Median latency of the dense network.
+        fit: What was learned.
+    """
+
+    machine: Machine
+    backend: str
+    imgsz_px: int
+    threads: int
+    candidates: int
+    dense_ms: float
+    fit: LatencyFit
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON value."""
+        return asdict(self)
+
+    @classmethod
+    def load(cls, path: Path) -> Profile:
+        """Read `profile.json`, or that of a folder.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
+        file = path / RESULT if path.is_dir() else path
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+            return cls(**{**value, "machine": Machine(**value["machine"]), "fit": LatencyFit.from_json(value["fit"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"cannot read profile '{file}': {error!r}",
+                expected="what `yolo-prune profile` wrote",
+                remedy="yolo-prune profile model=... measures one",
+            ) from error

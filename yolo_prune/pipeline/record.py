@@ -1,0 +1,67 @@
+"""Numbered lines in a folder that belongs to settings: what long work leaves behind, and goes on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from yolo_prune.errors import ConfigError, OutputError
+from yolo_prune.files import append_line, read_lines, write_json
+
+SETTINGS = "settings.json"
+
+
+class Record:
+    """An append-only record.
+
+    Args:
+        folder: Where it stands; it is made with the first line.
+        name: Its file.
+        settings: What decides the lines, as plain values.
+
+    Attributes:
+        folder: See above.
+        lines: What is known, by number. A line that a kill cut off is not.
+
+    Raises:
+        ConfigError: The folder holds lines of other settings.
+        OutputError: It holds something else.
+    """
+
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+        self.folder, self._file, self._settings = folder, folder / name, dict(settings)
+        self._require_same()
+        lines = {line["number"]: line for line in read_lines(self._file)}
+        self.lines: dict[int, dict[str, Any]] = {number: lines[number] for number in sorted(lines)}
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Append a line, which has a `number`."""
+        if not (self.folder / SETTINGS).is_file():
+            write_json(self.folder / SETTINGS, self._settings)
+        append_line(self._file, line)
+        self.lines[line["number"]] = dict(line)
+
+    def in_order(self) -> list[dict[str, Any]]:
+        """Return the lines by number."""
+        return [self.lines[number] for number in sorted(self.lines)]
+
+    def _require_same(self) -> None:
+        path = self.folder / SETTINGS
+        if not path.is_file():
+            if self._file.exists():
+                raise OutputError(f"'{self._file}' stands without '{path.name}'", expected="a new or empty folder")
+            return
+        try:
+            known = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise OutputError(f"'{path}' cannot be read: {error}", expected="a new or empty folder") from error
+        settings = json.loads(json.dumps(self._settings))  # as they are read back: lists, no tuples
+        others = [f"{key}={known.get(key)}" for key in settings if known.get(key) != settings[key]]
+        if others:
+            raise ConfigError(
+                f"'{self.folder}' was begun with other settings: {', '.join(others)}",
+                expected="the same settings, to go on, or a new folder",
+                remedy="choose another out=",
+            )
