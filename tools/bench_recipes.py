@@ -35,6 +35,7 @@ from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.hosts.ultralytics.trainer import interrupted
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.pruning import PruneConfig
+from yolo_prune.pipeline.search import SearchConfig, search
 from yolo_prune.pipeline.train import TrainConfig, train_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,9 +131,9 @@ class Laboratory:
         dense = self._dense()
         current, unpruned, pruned = dense, None, None
         for number, step in enumerate(RECIPES[self.cell.recipe]):
-            if step.verb == "prune":
+            if step.verb in ("prune", "search"):
                 unpruned = self._map(current, "val")
-                current = self._prune(number, step, current)
+                current = (self._prune if step.verb == "prune" else self._search)(number, step, current)
                 pruned = self._map(current, "val")
             else:
                 current = self._train(f"{number}_train", current, self._epochs(step), self._settings(step, dense))
@@ -166,22 +167,31 @@ class Laboratory:
     def _train(
         self, name: str, model: Path, epochs: int, settings: Mapping[str, Any], *, project: Path | None = None
     ) -> Path:
-        """Train, go on with a training that was killed, or take what was trained before."""
+        """Train as a step says."""
         folder = (project or self.folder) / name
-        state = interrupted(folder)
-        if state == "resumable":
-            train_model(TrainConfig(model=str(folder / "weights" / "last.pt"), resume=True), {})
-        elif state == "nothing":
-            shutil.rmtree(folder, ignore_errors=True)
-            stock = {**TRAINING, "epochs": epochs, "imgsz": self.cell.imgsz_px, "seed": self.cell.seed}
-            stock |= {"batch": self.cell.batch, "workers": self.config.workers, "device": self.config.device}
-            stock |= {"project": str(folder.parent.absolute()), "name": name, "exist_ok": True, "verbose": False}
-            ours = {key: value for key, value in settings.items() if key in OUR_SETTINGS}
-            stock |= {key: value for key, value in settings.items() if key not in OUR_SETTINGS}
-            train_model(TrainConfig(model=str(model), data=self.config.data, **ours), stock)
+        stock = {**TRAINING, "epochs": epochs, "imgsz": self.cell.imgsz_px, "seed": self.cell.seed}
+        stock |= {"batch": self.cell.batch, "workers": self.config.workers, "device": self.config.device}
+        best = train_in(folder, model, self.config.data, {**stock, **settings})
         self.curves[name] = _curve(folder / "results.csv")
         self.stages.append({"train": name, "epochs": epochs, **_plain(settings), **_sparsity(folder)})
-        return folder / "weights" / "best.pt"
+        return best
+
+    def _search(self, number: int, step: Step, model: Path) -> Path:
+        """Search for the best plan, and apply it."""
+        folder = self.folder / f"{number}_search_{sha256(model)[:8]}"
+        settings = step.settings(0, self.cell.budget)
+        found = search(
+            SearchConfig(
+                model=str(model), data=self.config.data, out=str(folder), imgsz=self.cell.imgsz_px,
+                seed=self.cell.seed, device=self.config.device, **settings,
+            )
+        )  # fmt: skip
+        out = folder / "slim.pt"
+        if not out.is_file():
+            prune(PruneConfig(model=str(model), out=str(out), plan=str(found.path)))
+        scores = [line["score"] for line in found.lines]
+        self.stages.append({"search": len(scores), "best": max(scores), **_plain(settings)})
+        return out
 
     def _prune(self, number: int, step: Step, model: Path) -> Path:
         settings = dict(step.settings(0, self.cell.budget))
@@ -214,6 +224,30 @@ class Laboratory:
             "val": self._map(final, "val"),
             "test": self._map(final, "test"),
         }
+
+
+def train_in(folder: Path, model: Path, data: str, settings: Mapping[str, Any]) -> Path:
+    """Train in a folder, go on with a training that was killed there, or take what was trained before.
+
+    Args:
+        folder: Of the run.
+        model: What is trained.
+        data: Data yaml.
+        settings: Those of `train`, and training keys of the host.
+
+    Returns:
+        The best checkpoint.
+    """
+    state = interrupted(folder)
+    if state == "resumable":
+        train_model(TrainConfig(model=str(folder / "weights" / "last.pt"), resume=True), {})
+    elif state == "nothing":
+        shutil.rmtree(folder, ignore_errors=True)
+        ours = {key: value for key, value in settings.items() if key in OUR_SETTINGS}
+        stock = {key: value for key, value in settings.items() if key not in OUR_SETTINGS}
+        stock |= {"project": str(folder.parent.absolute()), "name": folder.name, "exist_ok": True, "verbose": False}
+        train_model(TrainConfig(model=str(model), data=data, **ours), stock)
+    return folder / "weights" / "best.pt"
 
 
 def _curve(results: Path) -> list[float]:

@@ -19,6 +19,7 @@ from typing import Any
 from bench_criteria import CriteriaFigures
 from engine_figures import EngineFigures
 from recipe_figures import Cells
+from search_figures import SearchFigures
 from sweep_models import Coverage
 
 from yolo_prune.cli import script
@@ -50,6 +51,8 @@ def render_record(name: str) -> str:
         return recipes().table(markdown=True)
     if name == "criteria":
         return CriteriaFigures(records=read_lines(RECORDS / "criteria.jsonl")).table(markdown=True)
+    if name == "search":
+        return candidates().table(markdown=True)
     path = RECORDS / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in RECORDS.glob("*.json")))
@@ -63,6 +66,11 @@ def render_record(name: str) -> str:
 def recipes() -> Cells:
     """Return the cells of recipes."""
     return Cells(records=read_lines(RECORDS / "recipes.jsonl"))
+
+
+def candidates() -> SearchFigures:
+    """Return candidates that were scored and fine-tuned."""
+    return SearchFigures(lines=read_lines(RECORDS / "search.jsonl"))
 
 
 def filled(text: str) -> str:
@@ -101,6 +109,7 @@ def fill(config: TablesConfig) -> str:
     with new_file(ROOT / "README.md", replace=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
     recipes().draw(RECORDS / "recipes.svg")
+    candidates().draw(RECORDS / "search.svg")
     return f"tables of README.md filled from {RECORDS.relative_to(ROOT)}\n"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from recipes import CONTROLS, RECIPES
+from svg_picture import svg_picture
 
 from yolo_prune.report import quantity, render
 
@@ -37,22 +38,15 @@ class Cells:
         Args:
             path: SVG file, written anew; the same cells give the same bytes. None where there are controls only.
         """
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # drawn without a display or global state
-        from matplotlib.figure import Figure
-
         comparisons = _comparisons(self.records)
         if not comparisons:
             return
-        with matplotlib.rc_context({"svg.hashsalt": "recipes", "svg.fonttype": "none"}):
-            figure = Figure(figsize=(11, 4.2 * len(comparisons)), layout="constrained")
-            FigureCanvasAgg(figure)
+        with svg_picture(path, size=(11, 4.2 * len(comparisons))) as figure:
             for row, (title, cells) in zip(
                 figure.subplots(len(comparisons), 2, squeeze=False), comparisons.items(), strict=True
             ):
                 _draw_map(row[0], cells, title)
                 _draw_silent(row[1], cells)
-            figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def _grouped(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

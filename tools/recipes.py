@@ -12,13 +12,13 @@ class Step:
     """One command of a recipe.
 
     Attributes:
-        verb: `train` or `prune`.
+        verb: `train`, `prune`, or `search` (and prune by the best plan).
         settings: Its settings, beside those that every cell has; from the epochs of the step and the budget. A `train`
             takes those of `yolo-prune train` and every training key of the host.
         share: Share of the recipe's epochs that a `train` takes.
     """
 
-    verb: Literal["train", "prune"]
+    verb: Literal["train", "prune", "search"]
     settings: Callable[[int, float], Mapping[str, Any]]
     share: float = 0.0
 
@@ -26,6 +26,11 @@ class Step:
 def cut(**settings: Any) -> Step:
     """Prune to the budget."""
     return Step(verb="prune", settings=lambda _epochs, budget: {"target_macs": budget, **settings})
+
+
+def look(**settings: Any) -> Step:
+    """Search for the best plan within the budget, and prune by it."""
+    return Step(verb="search", settings=lambda _epochs, budget: {"target_macs": budget, **settings})
 
 
 def tune(share: float = 1.0, **settings: Any) -> Step:
@@ -65,6 +70,9 @@ RECIPES: dict[str, list[Step]] = {
     "direct_often": [cut(allocation="uniform"), tune(**OFTEN)],
     "direct_global": [cut(allocation="global"), tune(**OFTEN)],
     "direct_taylor": [cut(allocation="uniform", criterion="taylor", data="data", recalibrate=100), tune(**OFTEN)],
+    "direct_taylor_global": [cut(allocation="global", criterion="taylor", data="data", recalibrate=100), tune(**OFTEN)],
+    "searched": [look(candidates=50), tune(**OFTEN)],
+    "searched_informed": [look(candidates=50, strategy="informed"), tune(**OFTEN)],
     "distilled": [cut(allocation="uniform"), tune(distill="dense", **OFTEN)],
     "gradual": [cut_in_steps(steps=5, until=0.4)],
     "gradual_often": [cut_in_steps(steps=5, until=0.4, **OFTEN)],

@@ -66,16 +66,18 @@ class Scorer:
         self._recalibration = self._loader(dataset, order[scored:], shuffle=True)
         self._scoring = self._loader(dataset, order[:scored], shuffle=False)
 
-    def score(self, slim: nn.Module) -> float:
+    def score(self, slim: nn.Module, *, recalibrated: bool = True) -> float:
         """Return the mAP50-95 of a slim model, 0 to 1; the mean of boxes and masks, or of boxes and poses.
 
         Args:
             slim: The candidate; it is left as it is.
+            recalibrated: Measure the statistics of its batch norms anew first, as EagleEye does.
         """
         candidate = bare_copy(slim).to(self._images.device)
-        self._recalibration.generator.manual_seed(0)  # the same images in the same order for every candidate
-        batches = first_batches(self._recalibration, self._images)
-        recalibrate(candidate, batches, lambda network, batch: network(batch["img"]))
+        if recalibrated:
+            self._recalibration.generator.manual_seed(0)  # the same images in the same order for every candidate
+            batches = first_batches(self._recalibration, self._images)
+            recalibrate(candidate, batches, lambda network, batch: network(batch["img"]))
         return self._map(candidate)
 
     def _map(self, candidate: Any) -> float:
