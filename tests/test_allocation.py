@@ -13,6 +13,7 @@ from models import SMALL, lively
 from toys import build
 
 from yolo_prune.allocation import PATHS, Allocation, Budget, Constraints, WidthSolver, allocate
+from yolo_prune.allocation.knapsack import Knapsack
 from yolo_prune.channels import ChannelGraph, trace
 from yolo_prune.errors import ConfigError, InfeasibleTargetError
 from yolo_prune.hosts.ultralytics.surgery import trace_model
@@ -103,6 +104,39 @@ def test_uniform_takes_the_same_fraction_everywhere() -> None:
     free = graph.free_groups()
     fractions = (graph.kept_widths(keep) / graph.widths())[free]
     assert fractions.max() - fractions.min() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("score_of_a", "order"),
+    [(30.0, ["a", "a", "a", "b"]), (40.0, ["b", "b", "b", "b"])],
+)
+def test_the_knapsack_by_hand(score_of_a: float, order: list[str]) -> None:
+    """Chain costs 64 * (27 a + a b + 2 b): at 4 and 6, one of a saves 33, one of b, which scores 6, saves 6.
+
+    30 / 33 is less than 6 / 6, and stays so as b's price falls with a. 40 / 33 is more, and grows as b goes.
+    """
+    graph = trace(build("Chain"), torch.zeros(1, 3, 8, 8))
+    names, scores = graph.group_names(), np.ones(graph.channel_count)
+    scores[graph.groups[names["a"]].channels], scores[graph.groups[names["b"]].channels] = score_of_a, 6.0
+    solver = WidthSolver(graph, Constraints(min_channels=1, round_to=1))
+    path = Knapsack(graph, scores, solver, graph.cost.macs)
+    falls = -np.diff([path.wish(step) for step in range(path.steps + 1)], axis=0)
+    found = [next(name for name, index in names.items() if fall[index]) for fall in falls]
+    assert found[:4] == order
+    assert path.steps == 8  # 3 of a and 5 of b may go
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo11n"])
+@pytest.mark.parametrize("unit", ["macs", "params"])
+def test_the_knapsack_keeps_more_importance_than_the_others(name: str, unit: str) -> None:
+    graph = family(name)
+    layers = np.random.default_rng(1).lognormal(sigma=1.0, size=len(graph.groups))
+    scores = random_scores(graph)
+    for group, factor in zip(graph.groups, layers, strict=True):
+        scores[group.channels] *= factor
+    budget = Budget(unit=unit, ratio=0.5)  # type: ignore[arg-type]
+    kept = {path: scores[allocate(graph, scores, budget, Allocation(path=path))].sum() for path in PATHS}
+    assert max(kept, key=kept.__getitem__) == "knapsack"
 
 
 def test_plans_are_deterministic() -> None:

@@ -25,11 +25,13 @@ from yolo_prune.errors import (
 from yolo_prune.export.agreement import Agreement, Difference, compare_anchors, compare_detections
 from yolo_prune.export.images import synthetic_images, to_input
 from yolo_prune.export.parity import TOLERANCES, ParityReport, check_parity
-from yolo_prune.export.runtimes import NcnnRuntime, OnnxRuntime, PyTorchRuntime, runtime_for
+from yolo_prune.export.runtimes import NcnnRuntime, OnnxRuntime, OpenVinoRuntime, PyTorchRuntime, runtime_for
 from yolo_prune.hosts.ultralytics.export import export_model
 from yolo_prune.hosts.ultralytics.inference import load_for_inference
 
 IMGSZ_PX = 64
+ARTEFACTS = {"onnx_file": "onnxruntime", "ncnn_folder": "ncnn", "openvino_folder": "openvino"}
+"""Backend by fixture."""
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 WEIGHTS = DATA / "weights" / "yolov8n_coco.pt"
 IMAGES = DATA / "bccd" / "images" / "val"
@@ -69,16 +71,21 @@ def ncnn_folder(checkpoint):
 
 
 @pytest.fixture(scope="module")
+def openvino_folder(checkpoint):
+    return export_model(checkpoint, format="openvino", imgsz_px=IMGSZ_PX, out=checkpoint.parent / "v8_openvino")
+
+
+@pytest.fixture(scope="module")
 def twin_checkpoint(tmp_path_factory):
     return save_untrained("yolo26n", tmp_path_factory.mktemp("v26") / "v26.pt")
 
 
 class TestExport:
-    def test_nothing_but_the_artefacts_is_left(self, checkpoint, onnx_file, ncnn_folder):
-        assert set(checkpoint.parent.iterdir()) == {checkpoint, onnx_file, ncnn_folder}
+    def test_nothing_but_the_artefacts_is_left(self, checkpoint, onnx_file, ncnn_folder, openvino_folder):
+        assert set(checkpoint.parent.iterdir()) == {checkpoint, onnx_file, ncnn_folder, openvino_folder}
         assert {"model.ncnn.param", "model.ncnn.bin", "metadata.yaml"} <= {p.name for p in ncnn_folder.iterdir()}
 
-    @pytest.mark.parametrize("kind", ["onnx", "ncnn"])
+    @pytest.mark.parametrize("kind", ["onnx", "ncnn", "openvino"])
     def test_existing_output_is_refused(self, checkpoint, tmp_path, kind):
         out = tmp_path / "taken"
         out.write_text("mine")
@@ -125,40 +132,43 @@ class TestExport:
 
 
 class TestRuntimes:
-    def test_chosen_by_artefact(self, checkpoint, onnx_file, ncnn_folder, tmp_path):
+    def test_chosen_by_artefact(self, checkpoint, onnx_file, ncnn_folder, openvino_folder, tmp_path):
         assert isinstance(runtime_for(checkpoint), PyTorchRuntime)
         assert isinstance(runtime_for(onnx_file), OnnxRuntime)
         assert isinstance(runtime_for(ncnn_folder), NcnnRuntime)
+        assert isinstance(runtime_for(openvino_folder), OpenVinoRuntime)
         for unknown in (tmp_path, tmp_path / "absent.onnx"):
             with pytest.raises(ConfigError):
                 runtime_for(unknown)
 
-    def test_all_answer_with_the_same_shape(self, checkpoint, onnx_file, ncnn_folder):
+    def test_all_answer_with_the_same_shape(self, checkpoint, onnx_file, ncnn_folder, openvino_folder):
         image = to_input(synthetic_images(1, IMGSZ_PX)[0], IMGSZ_PX)
-        for artefact in (checkpoint, onnx_file, ncnn_folder):
+        for artefact in (checkpoint, onnx_file, ncnn_folder, openvino_folder):
             with runtime_for(artefact).load(artefact, imgsz_px=IMGSZ_PX, threads=1) as session:
                 output = session(image)[0]
             assert output.shape == (1, 84, 84)
             assert output.dtype == np.float32
 
-    def test_other_input_size_is_refused(self, onnx_file, ncnn_folder):
-        for artefact in (onnx_file, ncnn_folder):
+    def test_other_input_size_is_refused(self, onnx_file, ncnn_folder, openvino_folder):
+        for artefact in (onnx_file, ncnn_folder, openvino_folder):
             with (
                 pytest.raises(ConfigError, match="96"),
                 runtime_for(artefact).load(artefact, imgsz_px=96, threads=1),
             ):
                 pass
 
-    def test_damaged_artefacts_are_refused(self, onnx_file, ncnn_folder, tmp_path):
+    def test_damaged_artefacts_are_refused(self, onnx_file, ncnn_folder, openvino_folder, tmp_path):
         broken = tmp_path / "broken.onnx"
         broken.write_bytes(onnx_file.read_bytes()[:1000])
         folder = shutil.copytree(ncnn_folder, tmp_path / "ncnn")
         (folder / "model.ncnn.bin").write_bytes(b"")
-        for artefact in (broken, folder):
+        other = shutil.copytree(openvino_folder, tmp_path / "openvino")
+        next(other.glob("*.bin")).write_bytes(b"")
+        for artefact in (broken, folder, other):
             with pytest.raises(ConfigError), runtime_for(artefact).load(artefact, imgsz_px=IMGSZ_PX, threads=1):
                 pass
 
-    @pytest.mark.parametrize(("package", "fixture"), [("onnxruntime", "onnx_file"), ("ncnn", "ncnn_folder")])
+    @pytest.mark.parametrize(("package", "fixture"), [(runtime, fixture) for fixture, runtime in ARTEFACTS.items()])
     def test_missing_package(self, package, fixture, request, monkeypatch):
         artefact = request.getfixturevalue(fixture)
         monkeypatch.setitem(sys.modules, package, None)
@@ -184,7 +194,7 @@ class TestParity:
         report = check_parity(checkpoint, checkpoint, imgsz_px=IMGSZ_PX).require()
         assert report.max_abs == report.max_rel == 0
 
-    @pytest.mark.parametrize("kind", ["onnx_file", "ncnn_folder"])
+    @pytest.mark.parametrize("kind", list(ARTEFACTS))
     def test_of_exports(self, checkpoint, kind, request):
         report = check_parity(checkpoint, request.getfixturevalue(kind), imgsz_px=IMGSZ_PX).require()
         assert 0 < report.max_rel <= TOLERANCES["fp32"]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from yolo_prune.allocation.constraints import Constraints, WidthSolver
+from yolo_prune.allocation.knapsack import Knapsack
 from yolo_prune.allocation.latency import LatencyModel
 from yolo_prune.allocation.layers import layer_ratios
-from yolo_prune.allocation.paths import PATHS, DropCurve, EqualDrop, Path, Ratios
+from yolo_prune.allocation.paths import DropCurve, EqualDrop, GlobalThreshold, Path, Ratios, Uniform
 from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
 from yolo_prune.errors import ConfigError, InfeasibleTargetError
 from yolo_prune.importance import FloatArray
@@ -42,12 +44,24 @@ class Budget:
             )
 
     def cost(self, graph: ChannelGraph, kept: IntArray) -> float:
-        """Return the cost at kept widths, in MACs, parameters, or predicted latency (1 for the dense network)."""
+        """Return the cost at kept widths, shape (groups,); see `costs`."""
+        return float(self.costs(graph, kept))
+
+    def costs(self, graph: ChannelGraph, kept: IntArray) -> FloatArray:
+        """Return the costs at kept widths: MACs, parameters, or predicted latency (1 for the dense network).
+
+        Args:
+            graph: The channel graph.
+            kept: Kept channels per group, shape (groups,) or (candidates, groups).
+
+        Returns:
+            Shape () or (candidates,).
+        """
         if self.latency is not None:
-            return float(self.latency.predict(kept))
+            return self.latency.predict(kept)
         if self.unit == "macs":
-            return float(graph.cost.macs(kept, imgsz_px=self.imgsz_px))
-        return float(graph.cost.params(kept))
+            return graph.cost.macs(kept, imgsz_px=self.imgsz_px)
+        return graph.cost.params(kept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +69,8 @@ class Allocation:
     """How a budget is met.
 
     Attributes:
-        path: `global` ranks all channels of the network together; `uniform` takes the same fraction everywhere.
+        path: `global` ranks all channels of the network together; `uniform` takes the same fraction everywhere;
+            `knapsack` keeps the importance that the budget has room for.
         constraints: Floors and multiples.
         ratios: Instead of `path`: the fraction that goes, by pattern of layers; see `layers.layer_ratios`. Layers that
             none matches stay whole.
@@ -102,8 +117,16 @@ def allocate(graph: ChannelGraph, scores: FloatArray, budget: Budget | None, all
     elif allocation.drops is not None:
         path = EqualDrop(graph, allocation.drops)
     else:
-        path = PATHS[allocation.path](graph, scores)
+        path = PATHS[allocation.path](graph, scores, solver, budget)
     return lowest_go(graph, scores, meet(graph, budget, solver, path))
+
+
+PATHS: dict[str, Callable[[ChannelGraph, FloatArray, WidthSolver, Budget], Path]] = {
+    "global": lambda graph, scores, _solver, _budget: GlobalThreshold(graph, scores),
+    "uniform": lambda graph, _scores, _solver, _budget: Uniform(graph),
+    "knapsack": lambda graph, scores, solver, budget: Knapsack(graph, scores, solver, partial(budget.costs, graph)),
+}
+"""Every allocation by the name that the user types."""
 
 
 def solver_for(

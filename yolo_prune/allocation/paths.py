@@ -52,7 +52,7 @@ class Uniform:
 
     steps = 10_000
 
-    def __init__(self, graph: ChannelGraph, scores: FloatArray) -> None:  # noqa: ARG002  # one signature for all paths
+    def __init__(self, graph: ChannelGraph) -> None:
         self._widths = graph.widths()
 
     def wish(self, step: int) -> FloatArray:
@@ -135,7 +135,3 @@ class EqualDrop:
 
 TELLABLE = 1e-4
 """A drop of the score that can be told from none."""
-
-
-PATHS: dict[str, type[GlobalThreshold] | type[Uniform]] = {"global": GlobalThreshold, "uniform": Uniform}
-"""Every allocation by the name that the user types."""

@@ -136,8 +136,9 @@ def _widths(candidates: Candidates, config: CliffConfig, ratio: float) -> IntArr
     """Return the widths of a budget; the dense model's at 1."""
     if ratio >= 1.0:
         return candidates.graph.widths()
-    path = PATHS[config.allocation](candidates.graph, candidates.scores)
-    return meet(candidates.graph, _budget(config, ratio), candidates.solver, path)
+    budget = _budget(config, ratio)
+    path = PATHS[config.allocation](candidates.graph, candidates.scores, candidates.solver, budget)
+    return meet(candidates.graph, budget, candidates.solver, path)
 
 
 def _budget(config: CliffConfig, ratio: float) -> Budget:

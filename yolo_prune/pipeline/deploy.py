@@ -22,10 +22,10 @@ from yolo_prune.hosts.ultralytics.export import ExportFormat, export_model
 from yolo_prune.report import render
 from yolo_prune.report.summary import in_words
 
-SUFFIXES = {"onnx": ".onnx", "ncnn": "_ncnn_model"}
+SUFFIXES = {"onnx": ".onnx", "ncnn": "_ncnn_model", "openvino": "_openvino_model"}
 """How artefacts are called, by format; the host's own endings, so that `YOLO(artefact)` knows them."""
 
-BACKENDS = {"onnxruntime": "onnx", "ncnn": "ncnn"}
+BACKENDS = {"onnxruntime": "onnx", "ncnn": "ncnn", "openvino": "openvino"}
 """Formats by the runtime that runs them."""
 
 THREADS: dict[str, Any] = {"default": 2, "help": "threads of each runtime"}

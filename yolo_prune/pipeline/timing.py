@@ -15,7 +15,7 @@ from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.export.benchmark import benchmark
 from yolo_prune.export.machine import Machine, describe_machine
 from yolo_prune.export.profile import Timed
-from yolo_prune.export.runtimes import NcnnRuntime, OnnxRuntime, Runtime
+from yolo_prune.export.runtimes import RUNTIMES
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import write_slim
 from yolo_prune.hosts.ultralytics.surgery import slim_copy
@@ -87,5 +87,4 @@ def this_machine(backend: str) -> Machine:
     Raises:
         MissingDependencyError: Its runtime is not installed.
     """
-    runtimes: dict[str, Runtime] = {"onnxruntime": OnnxRuntime(), "ncnn": NcnnRuntime()}
-    return describe_machine({backend: runtimes[backend].version()})
+    return describe_machine({backend: RUNTIMES[backend].version()})

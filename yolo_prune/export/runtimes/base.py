@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from yolo_prune.errors import ConfigError, MissingDependencyError
@@ -91,6 +92,21 @@ class ArtefactFacts:
             end_to_end=bool(known.get("end2end", False)),
             precision="fp16" if known.get("args", {}).get("quantize") == 16 else "fp32",
         )
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> ArtefactFacts:
+        """Read the host's `metadata.yaml`; a folder without one says nothing about itself.
+
+        Raises:
+            ConfigError: The file cannot be read.
+        """
+        file = folder / "metadata.yaml"
+        if not file.is_file():
+            return cls()
+        try:
+            return cls.parse(yaml.safe_load(file.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, TypeError, ValueError) as error:
+            raise unreadable(folder, error) from error
 
     def require_imgsz(self, path: Path, imgsz_px: int) -> None:
         """Raise `ConfigError` if the artefact was made for another input size."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from yolo_prune.export.runtimes.base import Array, ArtefactFacts, Precision, import_runtime, unreadable
 
@@ -53,7 +52,7 @@ class NcnnRuntime:
     def load(self, path: Path, *, imgsz_px: int, threads: int) -> Iterator[NcnnSession]:
         """See `Runtime`."""
         package = _package()
-        facts = _facts(path)
+        facts = ArtefactFacts.of_folder(path)
         facts.require_imgsz(path, imgsz_px)
         net = package.Net()
         self._configure(net.opt, threads)
@@ -78,17 +77,6 @@ class NcnnRuntime:
 def _package() -> Any:
     """Import ncnn."""
     return import_runtime("ncnn", purpose="run NCNN models")
-
-
-def _facts(folder: Path) -> ArtefactFacts:
-    """Read the host's `metadata.yaml`; a folder without one says nothing about itself."""
-    file = folder / "metadata.yaml"
-    if not file.is_file():
-        return ArtefactFacts()
-    try:
-        return ArtefactFacts.parse(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise unreadable(folder, error) from error
 
 
 def _read(net: Any, folder: Path) -> None:

@@ -8,11 +8,12 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.export.runtimes.base import Runtime
 from yolo_prune.export.runtimes.ncnn_runtime import NcnnRuntime
 from yolo_prune.export.runtimes.onnx_runtime import OnnxRuntime
+from yolo_prune.export.runtimes.openvino_runtime import OpenVinoRuntime
 from yolo_prune.export.runtimes.pytorch_runtime import PyTorchRuntime
 
 
 def runtime_for(artefact: Path, *, full_precision: bool = False) -> Runtime:
-    """Choose by what the artefact is: a `.pt` file, an `.onnx` file, or a folder with a `.param` file.
+    """Choose by what the artefact is: a `.pt` file, an `.onnx` file, or a folder with a `.param` or `.xml` file.
 
     Args:
         artefact: The artefact, which must exist.
@@ -27,8 +28,10 @@ def runtime_for(artefact: Path, *, full_precision: bool = False) -> Runtime:
         return OnnxRuntime()
     if artefact.is_dir() and any(artefact.glob("*.param")):
         return NcnnRuntime(full_precision=full_precision)
+    if artefact.is_dir() and any(artefact.glob("*.xml")):
+        return OpenVinoRuntime(full_precision=full_precision)
     raise ConfigError(
         f"artefact '{artefact}' {'is of no known kind' if artefact.exists() else 'does not exist'}",
-        expected="a .pt checkpoint, an .onnx file, or an NCNN folder with a .param file",
+        expected="a .pt checkpoint, an .onnx file, or a folder with a .param (NCNN) or .xml file (OpenVINO)",
         remedy="check the path",
     )

@@ -18,12 +18,13 @@ from yolo_prune.hosts.refusals import host_errors_as, require_imgsz
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
 from yolo_prune.hosts.ultralytics.refusals import loading
 
-ExportFormat = Literal["onnx", "ncnn"]
+ExportFormat = Literal["onnx", "ncnn", "openvino"]
 
 # What the host's exporter imports for each format; with auto-install off it would fail halfway with its own words.
 _PACKAGES: dict[ExportFormat, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxslim", "onnxruntime"),
     "ncnn": ("ncnn", "pnnx"),
+    "openvino": ("openvino",),
 }
 
 
@@ -43,7 +44,8 @@ def export_model(
 
     Args:
         checkpoint: A `.pt` file of the host, dense or slim.
-        format: "onnx" gives a file, "ncnn" a folder with `model.ncnn.param`, `.bin` and `metadata.yaml`.
+        format: "onnx" gives a file, "ncnn" a folder with `model.ncnn.param`, `.bin` and `metadata.yaml`,
+            "openvino" one with `model.xml`, `.bin` and `metadata.yaml`.
         imgsz_px: Side of the square input in pixels, a multiple of the model's stride.
         out: Where the artefact shall stand; nothing may stand there yet.
         half: Store the weights as 16-bit floats (inputs and outputs stay float32).
@@ -137,7 +139,7 @@ def _load(name: str) -> Any:
 def _check_request(model: Any, *, format: ExportFormat, imgsz_px: int, end_to_end: bool) -> None:  # noqa: A002
     """Refuse what the host would change with a warning only: another input size, another head."""
     require_imgsz(imgsz_px, stride=int(model.model.stride.max()))
-    if end_to_end and (format == "ncnn" or getattr(model.model.model[-1], "one2one_cv2", None) is None):
+    if end_to_end and (format != "onnx" or getattr(model.model.model[-1], "one2one_cv2", None) is None):
         raise ConfigError(
             f"end_to_end=true with format '{format}' and head {type(model.model.model[-1]).__name__}",
             expected="a twin-headed model (v10, 26) and format 'onnx': NCNN has no top-k",
