@@ -36,7 +36,7 @@ def network(name: str = "yolov8n") -> ChannelGraph:
 
 @functools.cache
 def candidates(count: int = 40) -> np.ndarray:
-    return np.array([drawn(network(), seed=0, number=number) for number in range(count)])
+    return np.array([drawn(network(), seed=0, number=number)[0] for number in range(count)])
 
 
 def made_up(multiple: int, kept: np.ndarray) -> np.ndarray:
@@ -70,7 +70,8 @@ class TestFit:
         fit = fit_latency(network(), candidates(), made_up(multiple, candidates()))
         assert fit.multiple == multiple
         assert fit.worst < 0.05
-        unseen = np.array([drawn(network(), seed=1, number=number) for number in range(20)])
+        assert LatencyModel(network(), fit).predict(network().widths()) == pytest.approx(1.0, abs=1e-4)
+        unseen = np.array([drawn(network(), seed=1, number=number)[0] for number in range(20)])
         found = LatencyModel(network(), fit).predict(unseen)
         np.testing.assert_allclose(found, made_up(multiple, unseen), rtol=0.05)
 
@@ -96,7 +97,10 @@ class TestFit:
 
 def test_candidates_are_a_function_of_their_number_and_spread():
     macs = network().cost.macs(candidates()) / network().cost.macs(network().widths())
-    assert (drawn(network(), seed=0, number=7) == candidates()[7]).all()
+    assert (drawn(network(), seed=0, number=7)[0] == candidates()[7]).all()
+    widths, multiple = drawn(network(), seed=0, number=7, multiple=16)
+    assert multiple == 16
+    assert ((widths % 16 == 0) | (widths == network().widths())).all()
     assert macs.min() < 0.2
     assert macs.max() > 0.7
 
@@ -218,16 +222,16 @@ class TestAsFlags:
 class TestProfile:
     def test_is_measured_goes_on_and_serves(self, command, dense, desk):
         words = ["profile", f"model={dense}", "out=p", "backend=onnxruntime", "imgsz=64", "threads=1", "runs=5"]
-        assert command(*words, "candidates=8").code == 0
+        assert command(*words, "candidates=24").code == 0
         record = (desk / "p" / "timings.jsonl").read_bytes()
-        outcome = command(*words, "candidates=9")
+        outcome = command(*words, "candidates=25")
         assert outcome.code == 0
         assert (desk / "p" / "timings.jsonl").read_bytes().startswith(record)
-        assert Profile.load(desk / "p").candidates == 9
+        assert Profile.load(desk / "p").candidates == 25
         assert "widths count as padded to multiples of" in outcome.out
         slim = command("prune", f"model={dense}", "out=s.pt", "target_latency=0.9", "profile=p", "confirm=false")
         assert slim.code == 0, slim.err
-        refused = command(*[word for word in words if not word.startswith("threads")], "candidates=9")
+        refused = command(*[word for word in words if not word.startswith("threads")], "candidates=25")
         assert refused.code == 2
         assert "threads=1" in refused.err
 
@@ -235,7 +239,7 @@ class TestProfile:
         ("word", "said"),
         [
             ("backend=abacus", "unknown backend 'abacus'"),
-            ("candidates=3", "candidates=3"),
+            ("candidates=23", "candidates=23"),
             ("threads=0", "threads=0"),
             ("imgsz=65", "imgsz=65"),
         ],

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ MULTIPLES = (1, 2, 4, 8, 16, 32)
 
 PULLS = (1e-4, 1e-3, 1e-2, 1e-1)
 """How strongly a fit is pulled towards "latency is proportional to MACs"; which one, the left-out candidates say."""
+
+SURE = 1e3
+"""Weight of what is known without timing, beside 1 for what was timed."""
 
 FEWEST = 8
 """Fewest candidates that a fit makes sense of."""
@@ -148,13 +151,16 @@ class LatencyModel:
         return latencies
 
 
-def fit_latency(graph: ChannelGraph, kept: npt.ArrayLike, measured: npt.ArrayLike) -> LatencyFit:
+def fit_latency(
+    graph: ChannelGraph, kept: npt.ArrayLike, measured: npt.ArrayLike, *, multiples: Sequence[int] = MULTIPLES
+) -> LatencyFit:
     """Fit timed candidates, weighing relative errors; multiple and pull are those that predict left-out ones best.
 
     Args:
         graph: The channel graph.
         kept: Kept channels per group, shape (candidates, groups).
         measured: Latencies as fractions of the dense network's, shape (candidates,).
+        multiples: Which ones come into question.
 
     Raises:
         ConfigError: Too few candidates, or a latency that is none.
@@ -166,7 +172,7 @@ def fit_latency(graph: ChannelGraph, kept: npt.ArrayLike, measured: npt.ArrayLik
         raise ConfigError("a latency that is not above 0", expected="timings")
     features = Features(graph)
     best: tuple[float, int, float, FloatArray] | None = None
-    for multiple in MULTIPLES:
+    for multiple in multiples:
         table = features(kept, multiple)
         for pull in PULLS:
             errors = _left_out(table, measured, features.macs_share, pull)
@@ -187,11 +193,14 @@ def fit_latency(graph: ChannelGraph, kept: npt.ArrayLike, measured: npt.ArrayLik
 
 
 def _solve(table: FloatArray, measured: FloatArray, prior: FloatArray, pull: float) -> FloatArray:
-    """Return weights, none below 0, of least squared relative errors and least distance from a prior."""
-    rows = table / measured[:, None]
+    """Return weights, none below 0, of least squared relative errors and least distance from a prior.
+
+    All features of the dense network are 1, and so is its latency: the weights add up to 1, as nearly as matters.
+    """
+    rows, dense = table / measured[:, None], np.full((1, len(prior)), SURE)
     strength = np.sqrt(pull * len(measured))
-    left = np.concatenate([rows, strength * np.eye(len(prior))])
-    right = np.concatenate([np.ones(len(measured)), strength * prior])
+    left = np.concatenate([rows, strength * np.eye(len(prior)), dense])
+    right = np.concatenate([np.ones(len(measured)), strength * prior, [SURE]])
     weights: FloatArray = nnls(left, right)[0]
     return weights
 

@@ -6,6 +6,7 @@ is what was learned, which `prune target_latency=` reads, on this machine or ano
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from yolo_prune.allocation import Constraints, WidthSolver
 from yolo_prune.allocation.budget import lowest_go
-from yolo_prune.allocation.latency import FEWEST, MULTIPLES, fit_latency, structure_of
+from yolo_prune.allocation.latency import FEWEST, MULTIPLES, LatencyFit, fit_latency, structure_of
 from yolo_prune.channels import ChannelGraph, IntArray
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.errors import ConfigError
@@ -32,6 +33,9 @@ from yolo_prune.pipeline.timing import this_machine, timing_beside
 from yolo_prune.report import render
 
 RECORD = "timings.jsonl"
+
+PROBES = 16
+"""Candidates of all multiples, which show the one that matters; the others have that one."""
 
 NARROWEST = 0.1
 """Least fraction of a group that a candidate keeps, where its floor allows that."""
@@ -93,8 +97,8 @@ def profile(config: ProfileConfig) -> ProfileResult:
     require_choice("backend", config.backend, BACKENDS)
     require_packages(BACKENDS[config.backend])  # type: ignore[arg-type]  # checked above
     require_measurable(threads=config.threads, runs=config.runs)
-    if config.candidates < FEWEST:
-        raise ConfigError(f"candidates={config.candidates}", expected=f"{FEWEST} or more")
+    if config.candidates < PROBES + FEWEST:
+        raise ConfigError(f"candidates={config.candidates}", expected=f"{PROBES + FEWEST} or more")
     source = read_checkpoint(Path(config.model))
     model: Any = source.model
     require_deployable(model, config.model)
@@ -109,11 +113,12 @@ def profile(config: ProfileConfig) -> ProfileResult:
     if wanted:
         _time(config, source, graph, wanted, record)
     known = record.in_order()
-    widths = np.array([graph.widths(), *(line["widths"] for line in known)])
+    multiple = _multiple(graph, record)
+    aligned = [line for line in known if line["multiple"] % multiple == 0]
     found = Profile(
         machine=machine, backend=config.backend, imgsz_px=config.imgsz, threads=config.threads, candidates=len(known),
         dense_ms=float(np.median([line["dense_ms"] for line in known])),
-        fit=fit_latency(graph, widths, np.array([1.0, *(line["ratio"] for line in known)])),
+        fit=_fitted(graph, aligned, [multiple]),
     )  # fmt: skip
     write_json(folder / RESULT, found.to_json(), replace=True)
     return ProfileResult(profile=found, lines=known, path=folder / RESULT, model=config.model)
@@ -133,11 +138,13 @@ def _time(
         source, graph, backend=config.backend, imgsz_px=config.imgsz, threads=config.threads, runs=config.runs
     ) as beside:
         for number in numbers:
-            widths = drawn(graph, seed=config.seed, number=number)
+            multiple = None if number < PROBES else _multiple(graph, record)
+            widths, multiple = drawn(graph, seed=config.seed, number=number, multiple=multiple)
             timed = beside.time(lowest_go(graph, scores, widths))
             line = {
                 "number": number,
                 **asdict(timed),
+                "multiple": multiple,
                 "macs_kept": float(graph.cost.macs(widths, imgsz_px=config.imgsz)) / whole,
                 "widths": widths.tolist(),
             }
@@ -149,13 +156,30 @@ def _time(
             )
 
 
-def drawn(graph: ChannelGraph, *, seed: int, number: int) -> IntArray:
-    """Return the widths of a candidate: from nearly dense to narrow as a whole, each group by itself around that.
+def _multiple(graph: ChannelGraph, record: Record) -> int:
+    """Return the multiple that the first candidates, which have all of them, speak for."""
+    return _fitted(graph, record.in_order()[:PROBES], MULTIPLES).multiple
 
-    Every candidate has multiples of its own, so that the timings tell which ones matter.
+
+def _fitted(graph: ChannelGraph, lines: list[dict[str, Any]], multiples: Sequence[int]) -> LatencyFit:
+    widths, ratios = np.array([line["widths"] for line in lines]), np.array([line["ratio"] for line in lines])
+    return fit_latency(graph, widths, ratios, multiples=multiples)
+
+
+def drawn(graph: ChannelGraph, *, seed: int, number: int, multiple: int | None = None) -> tuple[IntArray, int]:
+    """Return the widths of a candidate, and what they are multiples of.
+
+    As a whole it lies anywhere from nearly dense to narrow, each group by itself around that.
+
+    Args:
+        graph: The channel graph.
+        seed: Of all candidates.
+        number: Of this one.
+        multiple: Of its widths; drawn if None.
     """
     generator = np.random.default_rng([seed, number])
-    multiple = int(generator.choice(MULTIPLES))
+    chosen = int(generator.choice(MULTIPLES))
+    multiple = multiple or chosen
     solver = WidthSolver(graph, Constraints(min_channels=multiple, max_fraction=1.0 - NARROWEST, round_to=multiple))
     kept = generator.uniform(NARROWEST, 1.0) * generator.uniform(0.6, 1.4, size=len(solver.widths))
-    return solver.settle(solver.widths * np.clip(kept, NARROWEST, 1.0))
+    return solver.settle(solver.widths * np.clip(kept, NARROWEST, 1.0)), multiple
