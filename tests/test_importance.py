@@ -123,6 +123,26 @@ def test_a_shortcut_channel_is_scored_by_all_its_producers(reduction: str, combi
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_what_reads_a_channel_counts_if_asked() -> None:
+    """Channels of a: its filters, and the columns of b that read them; of the inputs: the columns of a."""
+    model, graph = four_filters()
+    columns = model.b.weight.detach().double().flatten(2).movedim(1, 0).flatten(1).norm(dim=1).numpy()
+    found = scores_of(model, graph, "l2", reduction="sum", normalization="none", readers=True)
+    np.testing.assert_allclose(found, np.array(EXPECTED["l2"]) + columns, rtol=1e-6)
+    without = scores_of(model, graph, "l2", reduction="sum", normalization="none")
+    np.testing.assert_allclose(without, EXPECTED["l2"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "fpgm", "lamp", "taylor"])
+def test_readers_of_grouped_convolutions_are_rows_of_their_own(criterion: str) -> None:
+    graph, model = trace_model(lively("yolov8n")), lively("yolov8n")
+    gradients = {name: torch.ones_like(value) for name, value in model.named_parameters()}
+    evidence = Evidence(tensors=dict(model.named_parameters()), gradients=gradients)
+    scores = score_channels(graph, evidence, CRITERIA[criterion], readers=True)
+    free = np.concatenate([graph.groups[index].channels for index in graph.free_groups()])
+    assert np.isfinite(scores[free]).all()
+
+
 def test_channels_without_a_scale_are_the_last_to_go() -> None:
     model, graph = four_filters()
     assert np.isinf(scores_of(model, graph, "bn_scale", group="b")).all()  # b has no batch norm

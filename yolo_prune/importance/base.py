@@ -7,7 +7,7 @@ everything that a channel is made of and makes layers comparable.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -104,6 +104,7 @@ def score_channels(
     *,
     reduction: Reduction = "mean",
     normalization: Normalization | None = None,
+    readers: bool = False,
 ) -> FloatArray:
     """Return one score per channel.
 
@@ -114,6 +115,7 @@ def score_channels(
         reduction: How the scores of everything that a channel is made of are combined.
         normalization: `mean` divides by the mean of the channel's group, so that groups compare in a global ranking;
             `none` compares raw scores. Default: the criterion's own.
+        readers: The slices of weights that read a channel count as well, each like a filter.
 
     Returns:
         Shape (channels,). Channels that the criterion cannot score get infinity: they are the last to go.
@@ -124,7 +126,7 @@ def score_channels(
     total = np.zeros(graph.channel_count)
     largest = np.full(graph.channel_count, -np.inf)
     members = np.zeros(graph.channel_count)
-    for key, scores in criterion.score(graph, evidence):
+    for key, scores in criterion.score(_with_readers(graph) if readers else graph, evidence):
         channels = graph.axes[key].channels
         if not np.isfinite(scores).all():
             raise ConfigError(f"'{key[0]}' has scores that are not finite", expected="finite weights")
@@ -135,6 +137,15 @@ def score_channels(
         combined = {"sum": total, "mean": total / members, "max": largest}[reduction]
     combined = np.where(members > 0, combined, np.inf)
     return _normalized(graph, combined) if (normalization or criterion.normalization) == "mean" else combined
+
+
+def _with_readers(graph: ChannelGraph) -> ChannelGraph:
+    """Return a graph whose consumers are called producers: so criteria look at them in the same way."""
+    axes = {
+        key: replace(axis, role=Role.PRODUCER) if axis.role is Role.CONSUMER else axis
+        for key, axis in graph.axes.items()
+    }
+    return replace(graph, axes=axes)
 
 
 def _normalized(graph: ChannelGraph, scores: FloatArray) -> FloatArray:

@@ -44,6 +44,7 @@ class PruneConfig:
     criterion: str = setting("l2", help=f"which channels matter: {', '.join(CRITERIA)}")
     allocation: str = setting("global", help=f"how many go where: {', '.join(PATHS)}")
     reduction: str = setting("mean", help="how a channel's scores are combined: sum, mean, max")
+    readers: bool = setting(False, help="slices of weights that read a channel count in its score, like its filters")
     normalization: str | None = setting(
         None, help="none or mean (divide by the group's mean); default: the criterion's"
     )
@@ -68,7 +69,7 @@ class PruneConfig:
 
 
 CHOICES = ("target_macs", "target_params", "target_latency", "profile", "criterion", "allocation", "reduction",
-           "normalization", "min_channels", "max_fraction", "round_to", "attention", "batches", "ratios",
+           "readers", "normalization", "min_channels", "max_fraction", "round_to", "attention", "batches", "ratios",
            "sensitivity")  # fmt: skip
 """Settings that choose channels, which a plan has done already."""
 
@@ -241,6 +242,7 @@ def make_plan(
         criterion,
         reduction=config.reduction,  # type: ignore[arg-type]  # checked by `choices`
         normalization=config.normalization,  # type: ignore[arg-type]
+        readers=config.readers,
     )
     outcome = None
     if known is not None:
@@ -253,6 +255,7 @@ def make_plan(
     choice = {
         "criterion": config.criterion,
         "reduction": config.reduction,
+        "readers": config.readers,
         "normalization": config.normalization or CRITERIA[config.criterion].normalization,
         "allocation": config.allocation,
         **asdict(allocation.constraints),

@@ -1,0 +1,55 @@
+"""Numbered lines in a folder: only appended to, whole, and of one set of settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from yolo_prune.errors import ConfigError, OutputError
+from yolo_prune.pipeline.record import Record
+
+SETTINGS = {"seed": 0, "images": (3, 4)}
+
+
+def test_goes_on_where_it_was(tmp_path):
+    folder = tmp_path / "new"
+    record = Record(folder, "lines.jsonl", SETTINGS)
+    assert not folder.exists()  # bad input leaves nothing: the folder comes with the first line
+    record.add({"number": 2, "score": 0.5})
+    before = (folder / "lines.jsonl").read_bytes()
+    again = Record(folder, "lines.jsonl", SETTINGS)
+    again.add({"number": 0, "score": 0.25})
+    assert (folder / "lines.jsonl").read_bytes().startswith(before)
+    assert [line["number"] for line in again.in_order()] == [0, 2]
+    assert again.lines == Record(folder, "lines.jsonl", SETTINGS).lines
+
+
+@pytest.mark.parametrize("torn", ['{"number": 1, "sco', '{"number": 1', "{"])
+def test_a_line_that_a_kill_cut_off_is_lost_alone(tmp_path, torn):
+    record = Record(tmp_path, "lines.jsonl", SETTINGS)
+    record.add({"number": 0})
+    with (tmp_path / "lines.jsonl").open("a") as stream:
+        stream.write(torn)
+    again = Record(tmp_path, "lines.jsonl", SETTINGS)
+    assert list(again.lines) == [0]
+    again.add({"number": 1})
+    assert list(Record(tmp_path, "lines.jsonl", SETTINGS).lines) == [0, 1]
+
+
+def test_other_settings_are_refused(tmp_path):
+    Record(tmp_path, "lines.jsonl", SETTINGS).add({"number": 0})
+    with pytest.raises(ConfigError, match="begun with other settings: seed=0"):
+        Record(tmp_path, "lines.jsonl", {**SETTINGS, "seed": 1})
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", "5"])
+def test_damaged_settings_are_refused(tmp_path, content):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(OutputError, match="cannot be read"):
+        Record(tmp_path, "lines.jsonl", SETTINGS)
+
+
+def test_lines_of_nobody_are_left_alone(tmp_path):
+    (tmp_path / "lines.jsonl").write_text("mine\n")
+    with pytest.raises(OutputError, match="stands without"):
+        Record(tmp_path, "lines.jsonl", SETTINGS)
+    assert (tmp_path / "lines.jsonl").read_text() == "mine\n"
