@@ -79,6 +79,8 @@ RECIPES: dict[str, list[Step]] = {
     "gradual_distilled": [cut_in_steps(steps=5, until=0.4, distill="dense", **OFTEN)],
     "gradual_taylor": [cut_in_steps(steps=5, until=0.4, criterion="taylor", **OFTEN)],
     "gradual_taylor_distilled": [cut_in_steps(steps=5, until=0.4, criterion="taylor", distill="dense", **OFTEN)],
+    "gradual_taylor_global": [cut_in_steps(steps=5, until=0.4, criterion="taylor", allocation="global", **OFTEN)],
+    "gradual_taylor_knapsack": [cut_in_steps(steps=5, until=0.4, criterion="taylor", allocation="knapsack", **OFTEN)],
     "gradual_soft": [cut_in_steps(steps=5, until=0.4, prune_soft=True, **OFTEN)],
     "gradual_sparse": [
         cut_in_steps(steps=5, until=0.4, sparsity="auto", sparsity_share=0.3, sparsity_schedule="linear", **OFTEN)
