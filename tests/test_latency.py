@@ -17,16 +17,18 @@ from models import lively
 from toys import build
 
 from yolo_prune.allocation import Allocation, Budget, Constraints, allocate
+from yolo_prune.allocation.budget import lowest_go
 from yolo_prune.allocation.latency import Features, LatencyFit, LatencyModel, fit_latency, structure_of
 from yolo_prune.channels import BoolArray, ChannelGraph, trace
 from yolo_prune.errors import ConfigError, InfeasibleTargetError
 from yolo_prune.export.machine import Machine
 from yolo_prune.export.profile import Profile, Timed
+from yolo_prune.files import read_lines
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.pipeline.latency import TRIES, keep_for_latency
-from yolo_prune.pipeline.profile import drawn
-from yolo_prune.pipeline.timing import this_machine
+from yolo_prune.pipeline.profile import PROBES, drawn
+from yolo_prune.pipeline.timing import this_machine, timing_beside
 
 
 @functools.cache
@@ -218,22 +220,60 @@ class TestAsFlags:
         assert said in refused("prune", f"model={dense}", "out=s.pt", *words)
 
 
-@pytest.mark.slow
 class TestProfile:
+    @pytest.fixture
+    def device(self, monkeypatch) -> None:
+        """A device on which widths count as padded to sixteens, instead of an export and a clock for each network."""
+
+        class Padding:
+            def __init__(self, graph: ChannelGraph) -> None:
+                self.graph, self.features = graph, Features(graph)
+
+            def time(self, keep: BoolArray) -> Timed:
+                ratio = float(0.3 + 0.7 * self.features(self.graph.kept_widths(keep), 16) @ self.features.macs_share)
+                return Timed(ratio=ratio, p25=ratio, p75=ratio, slim_ms=10 * ratio, dense_ms=10.0)
+
+        @contextlib.contextmanager
+        def timing(_source: Any, graph: ChannelGraph, **_: Any) -> Iterator[Padding]:
+            yield Padding(graph)
+
+        monkeypatch.setattr("yolo_prune.pipeline.profile.timing_beside", timing)
+        monkeypatch.setattr("yolo_prune.pipeline.prune.timing_beside", timing)
+
+    @pytest.mark.usefixtures("device")
     def test_is_measured_goes_on_and_serves(self, command, dense, desk):
-        words = ["profile", f"model={dense}", "out=p", "backend=onnxruntime", "imgsz=64", "threads=1", "runs=5"]
+        words = ["profile", f"model={dense}", "out=p", "backend=onnxruntime", "imgsz=64", "threads=1"]
         assert command(*words, "candidates=24").code == 0
         record = (desk / "p" / "timings.jsonl").read_bytes()
-        outcome = command(*words, "candidates=25")
+        outcome = command(*words, "candidates=30")
         assert outcome.code == 0
         assert (desk / "p" / "timings.jsonl").read_bytes().startswith(record)
-        assert Profile.load(desk / "p").candidates == 25
-        assert "widths count as padded to multiples of" in outcome.out
-        slim = command("prune", f"model={dense}", "out=s.pt", "target_latency=0.9", "profile=p", "confirm=false")
+        assert "multiples of 16" in outcome.out
+        lines = read_lines(desk / "p" / "timings.jsonl")
+        assert {line["multiple"] for line in lines[PROBES:]} == {16}
+        assert Profile.load(desk / "p").candidates == 30
+        slim = command("prune", f"model={dense}", "out=s.pt", "target_latency=0.7", "profile=p", "json=s.json")
         assert slim.code == 0, slim.err
-        refused = command(*[word for word in words if not word.startswith("threads")], "candidates=25")
+        plan = json.loads((desk / "s.json").read_text())["plan"]
+        assert plan["choice"]["round_to"] == 16
+        assert plan["choice"]["timed"]["ratio"] == pytest.approx(0.7, rel=0.05)
+        refused = command(*[word for word in words if not word.startswith("threads")])
         assert refused.code == 2
         assert "threads=1" in refused.err
+
+    @pytest.mark.slow
+    def test_a_network_is_exported_and_timed_beside_the_dense_one(self, dense):
+        source = read_checkpoint(dense)
+        graph = trace_model(source.model)
+        widths, _ = drawn(graph, seed=0, number=0, multiple=8)
+        keep = lowest_go(graph, np.zeros(graph.channel_count), widths)
+        for backend in ("onnxruntime", "openvino"):
+            with timing_beside(source, graph, backend=backend, imgsz_px=64, threads=1, runs=5) as beside:
+                timed = beside.time(keep)
+            assert timed.p25 <= timed.ratio <= timed.p75
+            assert timed.slim_ms > 0
+            assert timed.dense_ms > 0
+        assert list(dense.parent.iterdir()) == [dense]
 
     @pytest.mark.parametrize(
         ("word", "said"),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_criteria import CriteriaFigures
+from bench_latency import LatencyFigures
 from engine_figures import EngineFigures
 from recipe_figures import Cells
 from search_figures import SearchFigures
@@ -51,6 +52,8 @@ def render_record(name: str) -> str:
         return recipes().table(markdown=True)
     if name == "criteria":
         return CriteriaFigures(records=read_lines(RECORDS / "criteria.jsonl")).table(markdown=True)
+    if name == "latency":
+        return LatencyFigures(records=read_lines(RECORDS / "latency.jsonl")).table(markdown=True)
     if name == "search":
         return candidates().table(markdown=True)
     path = RECORDS / f"{name}.json"
