@@ -67,6 +67,7 @@ def words_of(verb: str, model: Path, data: Path, desk: Path) -> list[str]:
         "search": [f"data={data}", "target_macs=0.5", "out=search"],
         "cliff": [f"data={data}", "out=cliff"],
         "sensitivity": [f"data={data}", "out=sensitivity"],
+        "profile": ["out=profile", "imgsz=64"],
         "train": [f"data={data}", "epochs=1"],
         "finetune": [f"data={data}", "epochs=1"],
         "evaluate": [f"data={data}"],

@@ -1,7 +1,7 @@
-"""Work on a Ray cluster that lives as long as this process: python ray_process.py FOLDER DEATHS.
+"""Work on a Ray cluster that lives as long as this process: python ray_process.py FOLDER DEATHS NUMBERS.
 
-Squares the numbers 0 to 7. The worker that takes task 3 dies of it, DEATHS times. Prints the results as JSON, or the
-error.
+Squares numbers, in two rounds. The worker that takes task 3 dies of it, DEATHS times. Prints the results as JSON, or
+the error.
 """
 
 import json
@@ -14,6 +14,9 @@ from pathlib import Path
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.search.workers import on_ray
 
+FOUND = "found:"
+"""Begins the line that counts: Ray prints some of its own."""
+
 
 @dataclass
 class Squares:
@@ -23,6 +26,8 @@ class Squares:
     deaths: int
 
     def __call__(self) -> Callable[[int], int]:
+        if self.deaths < 0:
+            raise ConfigError("less than no deaths", expected="a number of them")
         return self.square
 
     def square(self, number: int) -> int:
@@ -38,8 +43,8 @@ class Squares:
 if __name__ == "__main__":
     folder, deaths, numbers = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
     try:
-        print(
-            json.dumps(dict(on_ray(Squares(folder, deaths), {number: number for number in numbers}, address="local")))
-        )
+        with on_ray(Squares(folder, deaths), address="local") as crew:
+            first = dict(crew.work_off({number: number for number in numbers[:2]}))
+            print(FOUND, json.dumps(first | dict(crew.work_off({number: number for number in numbers[2:]}))))
     except YoloPruneError as error:
-        print(type(error).__name__, error.found, error.exit_code)
+        print(FOUND, type(error).__name__, error.found, error.exit_code)

@@ -126,6 +126,20 @@ def test_the_knapsack_by_hand(score_of_a: float, order: list[str]) -> None:
     assert path.steps == 8  # 3 of a and 5 of b may go
 
 
+def test_the_knapsack_looks_behind_states_that_save_nothing() -> None:
+    """Where widths cost as if padded to fours, one channel less of six saves nothing, and two save four."""
+    graph = trace(build("Chain"), torch.zeros(1, 3, 8, 8))
+    names, scores = graph.group_names(), np.ones(graph.channel_count)
+    scores[graph.groups[names["a"]].channels] = 1000.0
+
+    def costs(kept: np.ndarray) -> np.ndarray:
+        return graph.cost.macs(np.ceil(kept / 4) * 4)
+
+    path = Knapsack(graph, scores, WidthSolver(graph, Constraints(min_channels=1, round_to=1)), costs)
+    assert path.wish(1)[names["b"]] == 4
+    assert path.wish(path.steps)[[names["a"], names["b"]]].tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("name", ["yolov8n", "yolo11n"])
 @pytest.mark.parametrize("unit", ["macs", "params"])
 def test_the_knapsack_keeps_more_importance_than_the_others(name: str, unit: str) -> None:

@@ -133,14 +133,24 @@ def test_what_reads_a_channel_counts_if_asked() -> None:
     np.testing.assert_allclose(without, EXPECTED["l2"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("criterion", ["l1", "fpgm", "lamp", "taylor"])
-def test_readers_of_grouped_convolutions_are_rows_of_their_own(criterion: str) -> None:
-    graph, model = trace_model(lively("yolov8n")), lively("yolov8n")
-    gradients = {name: torch.ones_like(value) for name, value in model.named_parameters()}
-    evidence = Evidence(tensors=dict(model.named_parameters()), gradients=gradients)
-    scores = score_channels(graph, evidence, CRITERIA[criterion], readers=True)
-    free = np.concatenate([graph.groups[index].channels for index in graph.free_groups()])
-    assert np.isfinite(scores[free]).all()
+def test_readers_in_a_grouped_convolution_are_those_of_their_own_group() -> None:
+    """a (6) is read by `grouped` in two groups: channel 4 is entry 1 of the second half of its filters."""
+    model = build("Grouped")
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    reader = model.grouped.weight.detach().double()
+    halves = [block.movedim(1, 0).flatten(1).abs().sum(dim=1) for block in reader.chunk(2)]
+    scores = score_channels(
+        graph, Evidence.of(model), CRITERIA["l1"], reduction="sum", normalization="none", readers=True
+    )
+    filters = model.a.weight.detach().double().flatten(1).abs().sum(dim=1)
+    found = scores[graph.axes["a.weight", 0].channels]
+    np.testing.assert_allclose(found, (filters + torch.cat(halves)).numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("criterion", ["bn_scale", "taylor_scale", "apoz", "hrank", "random"])
+def test_what_looks_at_no_filters_has_no_readers(refused, dense_checkpoint, criterion) -> None:
+    words = ["prune", f"model={dense_checkpoint}", "out=s.pt", "target_macs=0.5", f"criterion={criterion}"]
+    assert "which looks at no filters" in refused(*words, "readers=true")
 
 
 def test_channels_without_a_scale_are_the_last_to_go() -> None:

@@ -186,7 +186,15 @@ class TestAsFlags:
 
     def test_unconfirmed_it_says_so(self, command, dense, desk, known):
         path = written(known, desk / "p.json")
-        words = ["prune", f"model={dense}", "out=s.pt", "target_latency=0.6", f"profile={path}", "confirm=false"]
+        words = [
+            "prune",
+            f"model={dense}",
+            "out=s.pt",
+            "target_latency=0.6",
+            f"profile={path}",
+            "confirm=false",
+            "imgsz=320",
+        ]
         outcome = command(*words, "json=s.json")
         assert outcome.code == 0
         assert "NOT confirmed" in outcome.out
@@ -202,7 +210,7 @@ class TestAsFlags:
             (["target_latency=0.6"], "target_latency=0.6 without profile="),
             (["target_latency=0.6", "profile=none.json"], "cannot read profile 'none.json'"),
             (["target_latency=0.6", "profile=p.json", "target_macs=0.5"], "2 targets given"),
-            (["target_latency=0.6", "profile=p.json", "imgsz=640"], "p.json"),
+            (["target_latency=0.6", "profile=p.json"], "320, at which the profile was measured"),
             (["target_latency=1.6", "profile=p.json"], "target_latency=1.6"),
             (["target_macs=0.6", "profile=p.json"], "without target_latency="),
             (["target_macs=0.6", "confirm=false"], "confirm=False without target_latency="),
@@ -214,10 +222,8 @@ class TestAsFlags:
         written(known, desk / "p.json")
         written(known, desk / "other.json", machine=replace(known.machine, cpu="another"))
         written(known, desk / "network.json", fit=replace(known.fit, structure="0"))
-        if said == "p.json":
-            said = "at which the profile was measured"
-            words = [*words[:2], "imgsz=256"]
-        assert said in refused("prune", f"model={dense}", "out=s.pt", *words)
+        imgsz = [] if said.startswith("320") else ["imgsz=320"]
+        assert said in refused("prune", f"model={dense}", "out=s.pt", *words, *imgsz)
 
 
 class TestProfile:
@@ -252,7 +258,9 @@ class TestProfile:
         lines = read_lines(desk / "p" / "timings.jsonl")
         assert {line["multiple"] for line in lines[PROBES:]} == {16}
         assert Profile.load(desk / "p").candidates == 30
-        slim = command("prune", f"model={dense}", "out=s.pt", "target_latency=0.7", "profile=p", "json=s.json")
+        slim = command(
+            "prune", f"model={dense}", "out=s.pt", "target_latency=0.7", "profile=p", "imgsz=64", "json=s.json"
+        )
         assert slim.code == 0, slim.err
         plan = json.loads((desk / "s.json").read_text())["plan"]
         assert plan["choice"]["round_to"] == 16
@@ -282,6 +290,7 @@ class TestProfile:
             ("candidates=23", "candidates=23"),
             ("threads=0", "threads=0"),
             ("imgsz=65", "imgsz=65"),
+            ("seed=-1", "seed=-1"),
         ],
     )
     def test_bad_input(self, refused, dense, word, said):

@@ -19,6 +19,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.files import append_line, read_lines
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.pipeline.pruning import PruneConfig
+from yolo_prune.pipeline.search import SearchConfig
 
 CELL = Cell(recipe="direct", budget=0.5, seed=0, data="d", model="m", imgsz_px=64, batch=4, dense_epochs=1, epochs=20)
 
@@ -48,6 +49,7 @@ class TestRecipes:
         known = {
             "train": OUR_SETTINGS | DEFAULT_CFG_DICT.keys(),
             "prune": {field.name for field in dataclasses.fields(PruneConfig)},
+            "search": {field.name for field in dataclasses.fields(SearchConfig)},
         }
         for step in RECIPES[recipe]:
             assert set(step.settings(30, 0.5)) <= known[step.verb]

@@ -53,3 +53,25 @@ def test_lines_of_nobody_are_left_alone(tmp_path):
     with pytest.raises(OutputError, match="stands without"):
         Record(tmp_path, "lines.jsonl", SETTINGS)
     assert (tmp_path / "lines.jsonl").read_text() == "mine\n"
+
+
+def test_nor_is_a_result_of_nobody(tmp_path):
+    (tmp_path / "best.json").write_text("mine\n")
+    with pytest.raises(OutputError, match="stands without"):
+        Record(tmp_path, "lines.jsonl", SETTINGS, results=("best.json",))
+    assert (tmp_path / "best.json").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("line", ["5", "{}", '{"number": "one"}'])
+def test_lines_without_a_number_are_refused(tmp_path, line):
+    Record(tmp_path, "lines.jsonl", SETTINGS).add({"number": 0})
+    with (tmp_path / "lines.jsonl").open("a") as stream:
+        stream.write(line + "\n")
+    with pytest.raises(OutputError, match="without a number"):
+        Record(tmp_path, "lines.jsonl", SETTINGS)
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(OutputError, match="is a file"):
+        Record(tmp_path / "taken", "lines.jsonl", SETTINGS)

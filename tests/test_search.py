@@ -1,4 +1,4 @@
-"""EagleEye: candidates by closed-form cost, scored on images that nothing else sees, in a record that only grows."""
+"""EagleEye: candidates by closed-form cost, scored on held-out training images, in a record that only grows."""
 
 from __future__ import annotations
 
@@ -299,9 +299,15 @@ def test_sensitivity_is_measured_once_and_prune_takes_it(command, dense_checkpoi
     assert (tmp_path / "s" / "candidates.jsonl").read_bytes() == record
     pruned = command(
         "prune", f"model={dense_checkpoint}", f"sensitivity={tmp_path / 's' / 'sensitivity.json'}", "target_macs=0.6",
-        f"out={tmp_path / 'slim.pt'}", f"json={tmp_path / 'slim.json'}",
+        f"out={tmp_path / 'slim.pt'}", f"json={tmp_path / 'slim.json'}", "criterion=l1",
     )  # fmt: skip
     assert pruned.code == 0
+    refused = command(
+        "prune", f"model={dense_checkpoint}", f"sensitivity={tmp_path / 's' / 'sensitivity.json'}", "target_macs=0.6",
+        f"out={tmp_path / 'other.pt'}",
+    )  # fmt: skip
+    assert refused.code == 2
+    assert "criterion=l2, but the sensitivity was measured with l1" in refused.err
     plan = json.loads((tmp_path / "slim.json").read_text())["plan"]
     assert plan["choice"]["allocation"] == "sensitivity"
     assert 0.57 <= plan["after"]["macs"] / plan["before"]["macs"] <= 0.6
@@ -318,6 +324,8 @@ class TestBadInput:
             ("held_out=1", "held_out=1"),
             ("strategy=clever", "unknown strategy 'clever'"),
             ("threads=0", "threads=0"),
+            ("device=gpu", "device=gpu"),
+            ("device=0", "device=0"),
             ("largest=1", "largest ratio 1"),
             ("attention=none_at_all", "unknown attention"),
             ("imgsz=65", "imgsz=65"),

@@ -16,7 +16,7 @@ import pytest
 from test_search import numbered, words_for
 
 from yolo_prune.errors import ConfigError, MissingDependencyError
-from yolo_prune.search.workers import connected, in_turn, on_ray
+from yolo_prune.search.workers import Alone, connected, on_ray
 
 HERE = Path(__file__).parent
 
@@ -29,8 +29,8 @@ def squares(folder: Path, deaths: int, numbers: list[int]) -> str:
     )
 
 
-def test_in_turn():
-    assert list(in_turn(lambda task: task * 2, {3: 1, 1: 5})) == [(3, 2), (1, 10)]
+def test_alone():
+    assert list(Alone(lambda task: task * 2).work_off({3: 1, 1: 5})) == [(3, 2), (1, 10)]
 
 
 @pytest.mark.slow
@@ -45,6 +45,9 @@ class TestOnRay:
 
     def test_bad_input_there_is_bad_input_here(self, tmp_path):
         assert squares(tmp_path, 0, [1, 100]) == "ConfigError a hundred 2"
+
+    def test_so_is_what_was_bad_when_the_work_was_made(self, tmp_path):
+        assert squares(tmp_path, -1, [1]) == "ConfigError less than no deaths 2"
 
     def test_search_with_a_worker_killed_finds_what_one_process_finds(
         self, command, dense_checkpoint, tiny_data, tmp_path
@@ -100,9 +103,10 @@ class TestBadInput:
         with pytest.raises(ConfigError, match="ray="):
             connected(address)
 
-    def test_nobody_answers(self, monkeypatch):
+    @pytest.mark.parametrize("error", [ConnectionRefusedError("refused"), UnicodeError("label empty")])
+    def test_nobody_answers(self, monkeypatch, error):
         def refuse(*_: Any, **__: Any) -> None:
-            raise ConnectionRefusedError("connection refused")
+            raise error
 
         monkeypatch.setattr(socket, "create_connection", refuse)
         with pytest.raises(ConfigError, match=r"ray=127\.0\.0\.1:1 does not answer"):
@@ -111,7 +115,7 @@ class TestBadInput:
     def test_not_installed(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "ray", None)
         with pytest.raises(MissingDependencyError, match="package 'ray'"):
-            list(on_ray(lambda: abs, {0: 1}, address="local"))
+            on_ray(lambda: abs, address="local").__enter__()
 
     def test_as_a_flag(self, refused, dense_checkpoint, data, monkeypatch):
         def refuse(*_: Any, **__: Any) -> None:

@@ -11,6 +11,9 @@ and whether it counts what a forward pass counts.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -30,11 +33,11 @@ from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.files import append_line, read_lines, sha256
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, write_slim
-from yolo_prune.hosts.ultralytics.collection import TrainingImages, collect_evidence
+from yolo_prune.hosts.ultralytics.collection import TrainingImages, scored_on
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.hosts.ultralytics.scoring import Scorer
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
-from yolo_prune.importance import CRITERIA, Evidence, FloatArray, score_channels
+from yolo_prune.importance import CRITERIA, FloatArray
 from yolo_prune.plan import plan_from_keep
 from yolo_prune.search.sampling import Sampler
 from yolo_prune.surgery import counted_macs
@@ -125,9 +128,7 @@ class Laboratory:
             data=Path(config.data), imgsz_px=config.imgsz, batches=config.batches, batch=config.batch,
             workers=config.workers, device=config.device,
         )  # fmt: skip
-        needs, one = CRITERIA[criterion].needs, CRITERIA[criterion]
-        evidence = collect_evidence(source.model, graph, images, needs=needs) if needs else Evidence.of(source.model)
-        self._scores: FloatArray = score_channels(graph, evidence, one)
+        self._scores: FloatArray = scored_on(source.model, graph, CRITERIA[criterion], images)
         budget = Budget(unit="macs", ratio=config.target_macs, imgsz_px=config.imgsz)
         solver = solver_for(graph, Constraints(), self._scores)
         self._sampler = Sampler(graph, solver, budget, largest=config.largest, seed=config.seed)
@@ -136,7 +137,8 @@ class Laboratory:
     def run(self, cell: Cell) -> dict[str, Any]:
         """Return the line of the record."""
         started, candidate = time.perf_counter(), self._sampler.draw(cell.number)
-        folder = Path(self._config.out) / f"{cell.model}-{cell.criterion}-{cell.target_macs:g}-{cell.number}"
+        key = hashlib.sha256(json.dumps(dataclasses.asdict(cell)).encode()).hexdigest()[:8]
+        folder = Path(self._config.out) / f"{cell.data}-{cell.criterion}-{cell.target_macs:g}-{cell.number}-{key}"
         keep = lowest_go(self._graph, self._scores, candidate.widths)
         slim = slim_copy(self._source.model, self._graph, keep)
         line = {
@@ -163,14 +165,17 @@ class Laboratory:
 
 def priced(graph: ChannelGraph, imgsz_px: int) -> dict[str, Any]:
     """Return how many candidates a second are priced on one core, the median of several turns."""
-    torch.set_num_threads(1)
-    widths = graph.widths()
+    widths, rates = graph.widths(), list[float]()
     kept = np.random.default_rng(0).integers(1, widths + 1, size=(BATCH, len(widths)))
-    rates = []
-    for _ in range(7):
-        started = time.perf_counter()
-        graph.cost.macs(kept, imgsz_px=imgsz_px)
-        rates.append(BATCH / (time.perf_counter() - started))
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # numpy's threads do not ask torch
+    try:
+        for _ in range(7):
+            started = time.perf_counter()
+            graph.cost.macs(kept, imgsz_px=imgsz_px)
+            rates.append(BATCH / (time.perf_counter() - started))
+    finally:
+        os.sched_setaffinity(0, cores)
     return {"a_second": round(float(np.median(rates)))}
 
 

@@ -16,7 +16,7 @@ from yolo_prune.files import new_file
 @contextlib.contextmanager
 def svg_picture(path: Path, *, size: tuple[float, float]) -> Iterator[Figure]:
     """Yield a figure of a size in inches; at the end it is an SVG file, written anew."""
-    with matplotlib.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}):
+    with matplotlib.rc_context({"svg.hashsalt": "yolo_prune", "svg.fonttype": "none"}):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure

@@ -135,7 +135,7 @@ VERBS: dict[str, Verb] = {
     "train": Verb(summary="train as `yolo train` does, with sparsity if asked for", load=_train, passes_on=True),
     "finetune": Verb(summary="train a slim checkpoint without rebuilding it", load=_finetune, passes_on=True),
     "evaluate": Verb(summary="measure mAP of a checkpoint", load=_evaluate),
-    "export": Verb(summary="export to ONNX or NCNN and prove that the artefact agrees", load=_export),
+    "export": Verb(summary="export to ONNX, NCNN or OpenVINO and prove that the artefact agrees", load=_export),
     "benchmark": Verb(summary="time artefacts beside each other", load=_benchmark),
     "run": Verb(summary="all of it from one YAML file, resumable: run CONFIG.yaml", load=_run, file_first=True),
     "yolov5": Verb(

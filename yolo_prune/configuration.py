@@ -149,6 +149,22 @@ def require_choice(key: str, value: str, known: Iterable[str]) -> None:
         )
 
 
+def require_least(config: Any, **least: int) -> None:
+    """Refuse a number that is smaller than it makes sense.
+
+    Args:
+        config: The settings; one that is None is not given.
+        least: Smallest value by name.
+
+    Raises:
+        ConfigError: One is smaller.
+    """
+    for name, value in least.items():
+        found = getattr(config, name)
+        if found is not None and found < value:
+            raise ConfigError(f"{name}={found}", expected=f"{value} or more")
+
+
 def changed(config: Any, names: Iterable[str]) -> list[str]:
     """Return, as `key=value`, the settings among some names that are not at their default."""
     fields = {field.name: field for field in dataclasses.fields(config)}

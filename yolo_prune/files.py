@@ -134,17 +134,22 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
     """Append `value` as a line of JSON to an append-only record, in one write that reaches the disk.
 
     A last line that a kill cut off is closed first, so that it stays the only one that is lost.
+
+    Raises:
+        OutputError: It cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as stream:
-        if stream.tell():
-            stream.seek(-1, os.SEEK_END)
-            torn = stream.read(1) != b"\n"
-        else:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as stream:
             torn = False
-        stream.write((("\n" if torn else "") + json.dumps(value) + "\n").encode())
-        stream.flush()
-        os.fsync(stream.fileno())
+            if stream.tell():
+                stream.seek(-1, os.SEEK_END)
+                torn = stream.read(1) != b"\n"
+            stream.write((("\n" if torn else "") + json.dumps(value) + "\n").encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,20 @@ from yolo_prune.errors import ConfigError, InfeasibleTargetError
 from yolo_prune.importance import FloatArray
 
 
+def require_ratio(unit: str, ratio: object) -> None:
+    """Refuse a target that is no fraction.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not isinstance(ratio, (int, float)) or not 0.0 < ratio < 1.0:
+        raise ConfigError(
+            f"target_{unit}={ratio}",
+            expected="a number above 0 and below 1: the fraction that is kept",
+            remedy=f"target_{unit}=0.5 keeps half",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """What the slim model may cost.
@@ -36,11 +50,11 @@ class Budget:
     latency: LatencyModel | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ratio, (int, float)) or not 0.0 < self.ratio < 1.0:
+        require_ratio(self.unit, self.ratio)
+        if (self.unit == "latency") != (self.latency is not None):
             raise ConfigError(
-                f"target_{self.unit}={self.ratio}",
-                expected="a number above 0 and below 1: the fraction that is kept",
-                remedy=f"target_{self.unit}=0.5 keeps half",
+                f"a budget of {self.unit} {'with' if self.latency else 'without'} a model of latency",
+                expected="a model for latency, and for nothing else",
             )
 
     def cost(self, graph: ChannelGraph, kept: IntArray) -> float:

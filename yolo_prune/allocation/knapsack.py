@@ -18,6 +18,9 @@ from yolo_prune.allocation.ladders import Ladder
 from yolo_prune.channels import ChannelGraph, IntArray
 from yolo_prune.importance import FloatArray
 
+AHEAD = 4
+"""States that are looked at below the present one: where widths count as padded, the next may save nothing."""
+
 RUNGS = 16
 """States of a set of groups whose states cannot be listed."""
 
@@ -38,7 +41,7 @@ class _Stairs:
 
 
 class Knapsack:
-    """Step k is k states down: each the one that loses least importance for the cost that it saves.
+    """Each step goes some states down in one set: the way that loses least importance for the cost that it saves.
 
     Args:
         graph: The channel graph.
@@ -52,30 +55,36 @@ class Knapsack:
     ) -> None:
         self._stairs = [_stairs(graph, scores, unit, graph.widths()) for unit in solver.units]
         self._widths = [graph.widths()]
-        at = np.zeros(len(self._stairs), dtype=np.int64)
-        while open_ := [number for number, one in enumerate(self._stairs) if at[number] + 1 < len(one.kept)]:
-            best = self._cheapest(at, open_, costs)
-            at[best] += 1
+        at = [0] * len(self._stairs)
+        while ways := [
+            (number, state)
+            for number, one in enumerate(self._stairs)
+            for state in range(at[number] + 1, min(at[number] + 1 + AHEAD, len(one.kept)))
+        ]:
+            number, at[number] = self._best(at, ways, costs)
             widths = self._widths[-1].copy()
-            widths[self._stairs[best].groups] = self._stairs[best].kept[at[best]]
+            widths[self._stairs[number].groups] = self._stairs[number].kept[at[number]]
             self._widths.append(widths)
         self.steps = len(self._widths) - 1
 
     def wish(self, step: int) -> FloatArray:
-        """Return the widths after so many states."""
+        """Return the widths after so many steps."""
         return self._widths[step].astype(np.float64)
 
-    def _cheapest(self, at: IntArray, numbers: list[int], costs: Callable[[IntArray], FloatArray]) -> int:
-        """Return the set of groups whose next state loses least for what it saves."""
-        now = self._widths[-1]
-        candidates = np.repeat(now[None], len(numbers) + 1, axis=0)
-        for row, number in enumerate(numbers, start=1):
-            one = self._stairs[number]
-            candidates[row, one.groups] = one.kept[at[number] + 1]
+    def _best(
+        self, at: list[int], ways: list[tuple[int, int]], costs: Callable[[IntArray], FloatArray]
+    ) -> tuple[int, int]:
+        """Return the set of groups, and the state of it, that loses least for what it saves; if none saves, least."""
+        candidates = np.repeat(self._widths[-1][None], len(ways) + 1, axis=0)
+        for row, (number, state) in enumerate(ways, start=1):
+            candidates[row, self._stairs[number].groups] = self._stairs[number].kept[state]
         found = costs(candidates)
-        lost = np.array([np.diff(self._stairs[number].lost)[at[number]] for number in numbers])
-        saved = np.maximum(found[0] - found[1:], np.finfo(float).tiny)
-        return numbers[int(np.argmin(lost / saved))]
+        lost = np.array(
+            [self._stairs[number].lost[state] - self._stairs[number].lost[at[number]] for number, state in ways]
+        )
+        saved = found[0] - found[1:]
+        price = np.divide(lost, saved, out=np.full(len(ways), np.inf), where=saved > 1e-12 * found[0])
+        return ways[int(np.lexsort((lost, price))[0])]
 
 
 def _stairs(graph: ChannelGraph, scores: FloatArray, unit: Ladder | Coupled, widths: IntArray) -> _Stairs:
@@ -91,9 +100,11 @@ def _removed(unit: Ladder | Coupled, widths: IntArray) -> IntArray:
     """Return removed channels of each group of a set in states that only lose, shape (states, members)."""
     if isinstance(unit, Ladder):
         return unit.removed
-    states = [np.zeros_like(widths)]
-    for rung in range(1, RUNGS + 1):
-        state = unit.nearest((widths * (rung / RUNGS)).astype(np.float64))
-        if (state >= states[-1]).all() and (state > states[-1]).any():
+    wishes = [unit.nearest((widths * (rung / RUNGS)).astype(np.float64)) for rung in range(RUNGS + 1)]
+    states = [wishes[-1]]  # the smallest, below which nothing may be missed
+    for state in reversed(wishes[:-1]):
+        if (state <= states[-1]).all() and (state < states[-1]).any():
             states.append(state)
-    return np.array(states)
+    if states[-1].any():
+        states.append(np.zeros_like(widths))
+    return np.array(states[::-1])

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 
 from yolo_prune.channels import ChannelGraph, IntArray
+from yolo_prune.errors import ConfigError
 from yolo_prune.importance import FloatArray
 
 
@@ -95,10 +97,20 @@ class DropCurve:
     Attributes:
         removed: Fractions of the group, ascending, above 0.
         drops: Loss of the score at each; below 0 where it rose.
+
+    Raises:
+        ConfigError: They are not that.
     """
 
     removed: tuple[float, ...]
     drops: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        places = [0.0, *self.removed, 1.0]
+        if len(self.removed) != len(self.drops) or not np.isfinite(self.drops).all():
+            raise ConfigError(f"drops {self.drops} at {self.removed}", expected="a number for each fraction")
+        if any(high <= low for low, high in pairwise(places)):
+            raise ConfigError(f"fractions {self.removed}", expected="ascending ones between 0 and 1")
 
 
 class EqualDrop:

@@ -1,13 +1,13 @@
 """Which channels matter: one file a kind of criterion, one row each in `CRITERIA`."""
 
-from yolo_prune.importance.base import Criterion, FloatArray, Normalization, Reduction, score_channels
+from yolo_prune.importance.base import Criterion, FilterCriterion, FloatArray, Normalization, Reduction, score_channels
 from yolo_prune.importance.bn_scale import BN_SCALE
 from yolo_prune.importance.chance import RANDOM
 from yolo_prune.importance.evidence import Evidence, collect
 from yolo_prune.importance.feature_maps import APOZ, HRANK
 from yolo_prune.importance.lamp import LAMP
 from yolo_prune.importance.magnitude import L1, L2
-from yolo_prune.importance.sensitivity import FISHER, TAYLOR, TAYLOR_SCALE
+from yolo_prune.importance.sensitivity import FISHER, TAYLOR, TAYLOR_SCALE, LossChange
 from yolo_prune.importance.similarity import FPGM
 
 CRITERIA: dict[str, Criterion] = {
@@ -16,7 +16,11 @@ CRITERIA: dict[str, Criterion] = {
 }
 """Every criterion by the name that the user types."""
 
+BY_FILTERS = frozenset(name for name, one in CRITERIA.items() if isinstance(one, (FilterCriterion, LossChange)))
+"""Criteria that score the filters of weights, and so can score the slices that read them as well."""
+
 __all__ = [
+    "BY_FILTERS",
     "CRITERIA",
     "Criterion",
     "Evidence",

@@ -6,30 +6,34 @@ goes on. They are scored one after the other in this process, or side by side on
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from yolo_prune.allocation import ATTENTION, Constraints, WidthSolver
 from yolo_prune.allocation.budget import lowest_go, solver_for
-from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
-from yolo_prune.configuration import json_setting, require_choice, setting
+from yolo_prune.channels import BoolArray, IntArray
+from yolo_prune.configuration import json_setting, require_choice, require_least, setting
 from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.files import new_file, sha256
 from yolo_prune.hosts.refusals import require_imgsz
-from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
-from yolo_prune.hosts.ultralytics.collection import TrainingImages, collect_evidence
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, require_deployable
+from yolo_prune.hosts.ultralytics.collection import TrainingImages, scored_on
+from yolo_prune.hosts.ultralytics.evaluation import read_data
 from yolo_prune.hosts.ultralytics.scoring import Scorer
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
-from yolo_prune.importance import CRITERIA, Evidence, FloatArray, score_channels
+from yolo_prune.importance import CRITERIA, FloatArray
 from yolo_prune.pipeline.record import Record
 from yolo_prune.plan import PrunePlan, plan_from_keep
-from yolo_prune.search.workers import in_turn, on_ray
+from yolo_prune.search.workers import Alone, Crew, on_ray
 
-RECORD = "candidates.jsonl"
+RECORD, SCORES = "candidates.jsonl", "importance.npy"
 
 
 @dataclass(kw_only=True)
@@ -71,9 +75,8 @@ def check(config: CandidatesConfig) -> Constraints:
     require_choice("criterion", config.criterion, CRITERIA)
     require_choice("attention", config.attention, ATTENTION)
     require_imgsz(config.imgsz)
-    for name, least in (("batches", 1), ("batch", 1), ("workers", 0), ("seed", 0), ("threads", 1)):
-        if getattr(config, name) is not None and getattr(config, name) < least:
-            raise ConfigError(f"{name}={getattr(config, name)}", expected=f"{least} or more")
+    require_least(config, batches=1, batch=1, workers=0, seed=0, threads=1)
+    _require_device(config)
     if not 0.0 < config.held_out < 1.0:
         raise ConfigError(f"held_out={config.held_out:g}", expected="a number above 0 and below 1")
     return Constraints(
@@ -82,6 +85,20 @@ def check(config: CandidatesConfig) -> Constraints:
         round_to=config.round_to,
         attention=config.attention,  # type: ignore[arg-type]  # checked above
     )
+
+
+def _require_device(config: CandidatesConfig) -> None:
+    """Refuse a device that is none, or that is not here; on a cluster its workers may have what this machine lacks.
+
+    Raises:
+        ConfigError: It is.
+    """
+    try:
+        kind = torch.device(config.device).type
+    except RuntimeError as error:
+        raise ConfigError(f"device={config.device}", expected="cpu, cuda or cuda:0") from error
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not config.ray and not torch.cuda.is_available()):
+        raise ConfigError(f"device={config.device}, which is not here", expected="cpu, or cuda where a GPU is")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +160,7 @@ class Candidates:
         config: Settings, checked.
         constraints: Floors and multiples.
         kind: What the folder is for; in its settings.
+        result: File that the command writes into the folder.
         also_may_change: Further settings that do not change what a candidate is.
 
     Attributes:
@@ -158,26 +176,43 @@ class Candidates:
     """
 
     def __init__(
-        self, config: CandidatesConfig, constraints: Constraints, *, kind: str, also_may_change: tuple[str, ...] = ()
+        self,
+        config: CandidatesConfig,
+        constraints: Constraints,
+        *,
+        kind: str,
+        result: str,
+        also_may_change: tuple[str, ...] = (),
     ) -> None:
         self._config, self.folder = config, Path(config.out)
         source = read_checkpoint(Path(config.model))
-        self.source_sha256, self.graph = source.sha256, trace_model(source.model)
+        model: Any = source.model
+        require_deployable(model, config.model)
+        require_imgsz(config.imgsz, stride=int(model.stride.max()))
+        self.identity = _identity(config, kind, also_may_change)
+        settings = {**self.identity, "source_sha256": source.sha256, "data_sha256": _data_sha256(config.data)}
+        self.record = Record(self.folder, RECORD, settings, results=(result, SCORES))
+        self.lines, self.source_sha256, self.graph = self.record.lines, source.sha256, trace_model(model)
         images = TrainingImages(
-            data=Path(config.data), imgsz_px=config.imgsz, batches=config.batches, batch=config.batch,
+            data=Path(config.data).absolute(), imgsz_px=config.imgsz, batches=config.batches, batch=config.batch,
             workers=config.workers, device=config.device,
         )  # fmt: skip
-        self.scores = _importance(config, source.model, self.graph, images)
+        self.scores = self._importance(model, images)
         self.solver: WidthSolver = solver_for(self.graph, constraints, self.scores)
         self._make = ScoringOfWidths(
             model=Path(config.model).absolute(), sha256=source.sha256, scores=self.scores, images=images,
             held_out=config.held_out, seed=config.seed, threads=config.threads or (1 if config.ray else None),
         )  # fmt: skip
-        self._here = WidthScorer(self._make, source.model)
+        self._here = WidthScorer(self._make, model)
         self.counts = self._here.counts
-        self.identity = _identity(config, kind, also_may_change)
-        self.record = Record(self.folder, RECORD, {**self.identity, "source_sha256": source.sha256})
-        self.lines = self.record.lines
+        self._open = contextlib.ExitStack()
+        self._crew: Crew | None = None
+
+    def __enter__(self) -> Candidates:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
 
     def score(self, tasks: Mapping[int, IntArray], notes: Mapping[int, Mapping[str, Any]]) -> None:
         """Score the widths that have no line yet.
@@ -189,26 +224,43 @@ class Candidates:
         Raises:
             YoloPruneError: Ray is missing or does not answer, or its workers keep dying.
         """
-        config, left = self._config, {number: tasks[number] for number in tasks if number not in self.lines}
-        if config.ray is None:
-            if config.threads:
-                torch.set_num_threads(config.threads)
-            done = in_turn(self._here, left)
-        else:
-            gpus = 0.0 if config.device == "cpu" else 1.0
-            done = on_ray(self._make, left, address=config.ray, cpus=config.threads or 1, gpus=gpus)
-        for number, result in done:
+        left = {number: tasks[number] for number in tasks if number not in self.lines}
+        for number, result in self._workers().work_off(left) if left else ():
             widths = tasks[number]
             line = {
                 "number": number,
                 **result,
-                "macs": int(self.graph.cost.macs(widths, imgsz_px=config.imgsz)),
+                "macs": int(self.graph.cost.macs(widths, imgsz_px=self._config.imgsz)),
                 "params": int(self.graph.cost.params(widths)),
                 **notes[number],
                 "widths": widths.tolist(),
             }
+            if not self.lines:
+                with new_file(self.folder / SCORES, replace=True) as temporary:
+                    np.save(temporary, self.scores)
             self.record.add(line)
             print(f"candidate {number} ({len(self.lines)} scored): {line['score']:.3f}", flush=True)
+
+    def _workers(self) -> Crew:
+        """Return who scores; the workers of a cluster stay until the end of the `with`."""
+        if self._crew is None and self._config.ray is None:
+            if self._config.threads:
+                torch.set_num_threads(self._config.threads)
+            self._crew = Alone(self._here)
+        elif self._crew is None:
+            gpus = 0.0 if self._config.device == "cpu" else 1.0
+            crew = on_ray(self._make, address=str(self._config.ray), cpus=self._config.threads or 1, gpus=gpus)
+            self._crew = self._open.enter_context(crew)
+        return self._crew
+
+    def _importance(self, model: Any, images: TrainingImages) -> FloatArray:
+        """Return one score per channel: those of the first start, which another device would compute a little anew."""
+        file = self.folder / SCORES
+        if self.lines and file.is_file():
+            scores: FloatArray = np.load(file)
+            return scores
+        here = images if torch.cuda.is_available() else replace(images, device="cpu")
+        return scored_on(model, self.graph, CRITERIA[self._config.criterion], here)
 
     def plan(self, widths: IntArray, choice: Mapping[str, Any]) -> PrunePlan:
         """Return the plan of widths, shape (groups,)."""
@@ -221,11 +273,14 @@ class Candidates:
         )
 
 
-def _importance(config: CandidatesConfig, model: Any, graph: ChannelGraph, images: TrainingImages) -> FloatArray:
-    criterion = CRITERIA[config.criterion]
-    if not criterion.needs:
-        return score_channels(graph, Evidence.of(model), criterion)
-    return score_channels(graph, collect_evidence(model, graph, images, needs=criterion.needs), criterion)
+def _data_sha256(data: str) -> str:
+    """Return the hash of a data yaml: most are called alike.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    read_data(Path(data))
+    return sha256(Path(data))
 
 
 def _identity(config: CandidatesConfig, kind: str, also_may_change: tuple[str, ...]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ The plan at the upper end of that stretch is `edge.json` in the folder, which `p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from yolo_prune.allocation import PATHS, Budget
 from yolo_prune.allocation.budget import lowest_ratio, meet
 from yolo_prune.channels import IntArray
-from yolo_prune.configuration import require_choice, setting
+from yolo_prune.configuration import require_choice, require_least, setting
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_json
 from yolo_prune.pipeline.candidates import Candidates, CandidatesConfig, check
@@ -92,16 +92,18 @@ def cliff(config: CliffConfig) -> Cliff:
     """
     constraints = check(config)
     require_choice("allocation", config.allocation, PATHS)
-    for name, least in (("points", 1), ("halvings", 0)):
-        if getattr(config, name) < least:
-            raise ConfigError(f"{name}={getattr(config, name)}", expected=f"{least} or more")
+    require_least(config, points=1, halvings=0)
     if not 0.0 < config.lowest < 1.0:
         raise ConfigError(f"lowest={config.lowest:g}", expected="a number above 0 and below 1")
-    candidates = Candidates(config, constraints, kind="cliff")
+    with Candidates(config, constraints, kind="cliff", result=EDGE) as candidates:
+        return _walked(config, candidates)
+
+
+def _walked(config: CliffConfig, candidates: Candidates) -> Cliff:
     for numbers in _rounds(config, candidates):
         widths = {number: _widths(candidates, config, ratio) for number, ratio in numbers.items()}
         candidates.score(widths, {number: {"ratio": ratio} for number, ratio in numbers.items()})
-    lines = sorted(candidates.lines.values(), key=lambda line: (-line["macs"], line["number"]))
+    lines = _descending(candidates.lines.values())
     edge, foot = steepest(lines)
     plan, path = None, candidates.folder / EDGE
     if edge["number"]:
@@ -116,10 +118,14 @@ def _rounds(config: CliffConfig, candidates: Candidates) -> Iterator[dict[int, f
     yield dict(enumerate(np.linspace(1.0, lowest, config.points + 1).tolist()))
     for number in range(config.points + 1, config.points + 1 + config.halvings):
         known = [candidates.lines[one] for one in range(number)]
-        edge, foot = steepest(sorted(known, key=lambda line: (-line["macs"], line["number"])))
+        edge, foot = steepest(_descending(known))
         if edge["ratio"] - foot["ratio"] < NARROW:
             return
         yield {number: (edge["ratio"] + foot["ratio"]) / 2.0}
+
+
+def _descending(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(lines, key=lambda line: (-line["macs"], line["number"]))
 
 
 def steepest(lines: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -127,9 +133,10 @@ def steepest(lines: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any
 
     def slope(stretch: tuple[Mapping[str, Any], Mapping[str, Any]]) -> float:
         upper, lower = stretch
-        return float((upper["score"] - lower["score"]) / max(upper["macs"] - lower["macs"], 1))
+        return float((upper["score"] - lower["score"]) / (upper["macs"] - lower["macs"]))
 
-    return max(pairwise(lines), key=slope)
+    stretches = [pair for pair in pairwise(lines) if pair[0]["macs"] > pair[1]["macs"]]
+    return max(stretches, key=slope, default=(lines[0], lines[-1]))
 
 
 def _widths(candidates: Candidates, config: CliffConfig, ratio: float) -> IntArray:

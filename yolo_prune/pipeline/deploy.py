@@ -119,7 +119,7 @@ class BenchmarkConfig:
     """Settings of `benchmark`."""
 
     models: list[str] = setting(
-        help="artefacts, comma-separated in brackets: [dense.onnx,slim.onnx]; .pt, .onnx, NCNN folder"
+        help="artefacts, comma-separated in brackets: [dense.onnx,slim.onnx]; .pt, .onnx, NCNN or OpenVINO folder"
     )
     imgsz: int = setting(640, help="image side", unit="px")
     threads: int = setting(**THREADS)

@@ -17,8 +17,7 @@ from yolo_prune.allocation import Constraints, WidthSolver
 from yolo_prune.allocation.budget import lowest_go
 from yolo_prune.allocation.latency import FEWEST, MULTIPLES, LatencyFit, fit_latency, structure_of
 from yolo_prune.channels import ChannelGraph, IntArray
-from yolo_prune.configuration import json_setting, require_choice, setting
-from yolo_prune.errors import ConfigError
+from yolo_prune.configuration import json_setting, require_choice, require_least, setting
 from yolo_prune.export.benchmark import require_measurable
 from yolo_prune.export.profile import RESULT, Profile
 from yolo_prune.files import write_json
@@ -97,8 +96,7 @@ def profile(config: ProfileConfig) -> ProfileResult:
     require_choice("backend", config.backend, BACKENDS)
     require_packages(BACKENDS[config.backend])  # type: ignore[arg-type]  # checked above
     require_measurable(threads=config.threads, runs=config.runs)
-    if config.candidates < PROBES + FEWEST:
-        raise ConfigError(f"candidates={config.candidates}", expected=f"{PROBES + FEWEST} or more")
+    require_least(config, candidates=PROBES + FEWEST, seed=0)
     source = read_checkpoint(Path(config.model))
     model: Any = source.model
     require_deployable(model, config.model)
@@ -108,7 +106,7 @@ def profile(config: ProfileConfig) -> ProfileResult:
         "structure": structure_of(graph), "machine": asdict(machine), "backend": config.backend,
         "imgsz_px": config.imgsz, "threads": config.threads, "seed": config.seed,
     }  # fmt: skip
-    record = Record(folder, RECORD, settings)
+    record = Record(folder, RECORD, settings, results=(RESULT,))
     wanted = [number for number in range(config.candidates) if number not in record.lines]
     if wanted:
         _time(config, source, graph, wanted, record)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,19 +11,20 @@ import torch
 from torch import nn
 
 from yolo_prune.allocation import ATTENTION, PATHS, Allocation, Budget, Constraints, allocate
-from yolo_prune.allocation.paths import DropCurve
+from yolo_prune.allocation.budget import require_ratio
 from yolo_prune.channels import BoolArray, ChannelGraph
-from yolo_prune.configuration import changed, json_setting, read_mapping, require_choice, setting
+from yolo_prune.configuration import changed, json_setting, read_mapping, require_choice, require_least, setting
 from yolo_prune.errors import ConfigError
 from yolo_prune.export.profile import Profile
 from yolo_prune.files import require_new_outputs
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.slim import Checkpoint
-from yolo_prune.importance import CRITERIA, Evidence, score_channels
+from yolo_prune.importance import BY_FILTERS, CRITERIA, Evidence, score_channels
 from yolo_prune.importance.evidence import Need
 from yolo_prune.pipeline.latency import LatencyOutcome, Timing, keep_for_latency
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.report import quantity, render
+from yolo_prune.search.sensitivities import Sensitivities
 from yolo_prune.surgery import Folding, Verification, Verifier, fold_constants
 
 
@@ -50,7 +50,9 @@ class PruneConfig:
     )
     min_channels: int = setting(8, help="fewest that a group keeps", unit="channels")
     max_fraction: float = setting(0.9, help="largest fraction of a group that may go")
-    round_to: int = setting(8, help="kept widths are multiples of this", unit="channels")
+    round_to: int | None = setting(
+        None, help="kept widths are multiples of this; default: 8, or what the profile says", unit="channels"
+    )
     ratios: str | None = setting(None, help="YAML file of layer: fraction that goes, instead of allocation")
     sensitivity: str | None = setting(None, help="what `sensitivity` wrote, instead of allocation")
     data: str | None = setting(None, help="data yaml, for criteria that look at training images, and for recalibrate")
@@ -67,6 +69,9 @@ class PruneConfig:
     save_plan: str | None = setting(None, help="also write the plan to this JSON file; must not exist")
     json: str | None = json_setting("the table")
 
+
+ROUND_TO = 8
+"""Widths are multiples of this unless something else is known; most kernels like it."""
 
 CHOICES = ("target_macs", "target_params", "target_latency", "profile", "criterion", "allocation", "reduction",
            "readers", "normalization", "min_channels", "max_fraction", "round_to", "attention", "batches", "ratios",
@@ -229,10 +234,12 @@ def make_plan(
     known = None
     if config.target_latency is not None:
         known = Profile.load(Path(str(config.profile)))
-        if not changed(config, ("round_to",)):  # what the device was seen to like, not folklore
+        if config.round_to is None:  # what the device was seen to like, not folklore
             allocation = replace(allocation, constraints=replace(allocation.constraints, round_to=known.fit.multiple))
     if config.sensitivity:
-        allocation = replace(allocation, drops=drops_of(Path(config.sensitivity), source.sha256))
+        measured = Sensitivities.load(Path(config.sensitivity))
+        measured.require(source_sha256=source.sha256, criterion=config.criterion)
+        allocation = replace(allocation, drops=measured.drops)
     criterion = CRITERIA[config.criterion]
     scores = score_channels(
         graph,
@@ -284,6 +291,11 @@ def choices(config: PruneConfig) -> tuple[Budget | None, Allocation]:
     require_choice("allocation", config.allocation, PATHS)
     require_choice("reduction", config.reduction, ("sum", "mean", "max"))
     require_choice("normalization", config.normalization or "none", ("none", "mean"))
+    if config.readers and config.criterion not in BY_FILTERS:
+        raise ConfigError(
+            f"readers=true with criterion={config.criterion}, which looks at no filters",
+            expected=f"one that does: {', '.join(sorted(BY_FILTERS))}",
+        )
     require_choice("attention", config.attention, ATTENTION)
     targets = {"macs": config.target_macs, "params": config.target_params, "latency": config.target_latency}
     given = {unit: ratio for unit, ratio in targets.items() if ratio is not None}
@@ -299,11 +311,17 @@ def choices(config: PruneConfig) -> tuple[Budget | None, Allocation]:
         raise ConfigError(" together with ".join(ways), expected="one of them: each says how many channels go where")
     _require_profile(config)
     require_imgsz(config.imgsz)
-    budgets = [Budget(unit=unit, ratio=ratio, imgsz_px=config.imgsz) for unit, ratio in given.items()]  # type: ignore[arg-type]
+    for unit, ratio in given.items():
+        require_ratio(unit, ratio)
+    budgets = [
+        Budget(unit=unit, ratio=ratio, imgsz_px=config.imgsz)  # type: ignore[arg-type]
+        for unit, ratio in given.items()
+        if unit != "latency"  # the profile makes that one
+    ]
     constraints = Constraints(
         min_channels=config.min_channels,
         max_fraction=config.max_fraction,
-        round_to=config.round_to,
+        round_to=ROUND_TO if config.round_to is None else config.round_to,
         attention=config.attention,  # type: ignore[arg-type]  # checked above
     )
     ratios = read_mapping(Path(config.ratios), what="layer: fraction that goes") if config.ratios else None
@@ -327,34 +345,12 @@ def _require_profile(config: PruneConfig) -> None:
             remedy="yolo-prune profile model=... backend=... out=profile",
         )
     known = Profile.load(Path(config.profile))
-    if changed(config, ("imgsz",)) and config.imgsz != known.imgsz_px:
-        raise ConfigError(f"imgsz={config.imgsz}", expected=f"{known.imgsz_px}, at which the profile was measured")
-
-
-def drops_of(path: Path, source_sha256: str) -> dict[str, DropCurve]:
-    """Return what `sensitivity` measured of a checkpoint, by group name.
-
-    Raises:
-        ConfigError: The file cannot be read, or is of another checkpoint.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        drops = {
-            name: DropCurve(removed=tuple(curve["removed"]), drops=tuple(curve["drops"]))
-            for name, curve in content["drops"].items()
-        }
-        measured = str(content["source_sha256"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    if config.imgsz != known.imgsz_px:
         raise ConfigError(
-            f"cannot read '{path}': {error!r}", expected="the file that `yolo-prune sensitivity` wrote"
-        ) from error
-    if measured != source_sha256:
-        raise ConfigError(
-            f"'{path}' was measured on another checkpoint ({measured[:8]}, not {source_sha256[:8]})",
-            expected="the sensitivity of this one",
-            remedy="yolo-prune sensitivity model=... measures it",
+            f"imgsz={config.imgsz}",
+            expected=f"{known.imgsz_px}, at which the profile was measured",
+            remedy=f"imgsz={known.imgsz_px}, or another profile",
         )
-    return drops
 
 
 def _fold_example(graph: ChannelGraph, model: nn.Module) -> torch.Tensor:
@@ -395,9 +391,7 @@ def require_settings(host: PruningHost, config: PruneConfig) -> None:
             )
     for word in changed(config, ("data", "batches", "batch", "workers")) if not wishes else ():
         raise ConfigError(f"{word}, which nothing looks at", expected="criterion= or recalibrate= that needs it")
-    for name, least in (("batches", 1), ("batch", 1), ("workers", 0), ("recalibrate", 0)):
-        if getattr(config, name) < least:
-            raise ConfigError(f"{name}={getattr(config, name)}", expected=f"{least} or more")
+    require_least(config, batches=1, batch=1, workers=0, recalibrate=0)
 
 
 def _without_data() -> str:

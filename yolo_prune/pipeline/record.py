@@ -20,6 +20,7 @@ class Record:
         folder: Where it stands; it is made with the first line.
         name: Its file.
         settings: What decides the lines, as plain values.
+        results: Further files that the work will write into the folder.
 
     Attributes:
         folder: See above.
@@ -27,13 +28,18 @@ class Record:
 
     Raises:
         ConfigError: The folder holds lines of other settings.
-        OutputError: It holds something else.
+        OutputError: It holds something else, or is none.
     """
 
-    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], *, results: tuple[str, ...] = ()) -> None:
         self.folder, self._file, self._settings = folder, folder / name, dict(settings)
-        self._require_same()
-        lines = {line["number"]: line for line in read_lines(self._file)}
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"'{folder}' is a file", expected="a new or empty folder")
+        self._require_same(results)
+        found = read_lines(self._file)
+        if not all(isinstance(line, dict) and isinstance(line.get("number"), int) for line in found):
+            raise OutputError(f"'{self._file}' has lines without a number", expected="lines that this command wrote")
+        lines = {line["number"]: line for line in found}
         self.lines: dict[int, dict[str, Any]] = {number: lines[number] for number in sorted(lines)}
 
     def add(self, line: Mapping[str, Any]) -> None:
@@ -47,11 +53,12 @@ class Record:
         """Return the lines by number."""
         return [self.lines[number] for number in sorted(self.lines)]
 
-    def _require_same(self) -> None:
+    def _require_same(self, results: tuple[str, ...]) -> None:
         path = self.folder / SETTINGS
-        if not path.is_file():
-            if self._file.exists():
-                raise OutputError(f"'{self._file}' stands without '{path.name}'", expected="a new or empty folder")
+        if not path.is_file():  # then nothing here is ours
+            for file in (self._file, *(self.folder / name for name in results)):
+                if file.exists():
+                    raise OutputError(f"'{file}' stands without '{path.name}'", expected="a new or empty folder")
             return
         try:
             known = dict(json.loads(path.read_text(encoding="utf-8")))

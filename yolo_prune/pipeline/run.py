@@ -12,6 +12,7 @@ from yolo_prune.configuration import json_setting, require_choice, require_known
 from yolo_prune.errors import ConfigError
 from yolo_prune.export.benchmark import BenchmarkReport, benchmark, require_measurable
 from yolo_prune.export.parity import check_parity
+from yolo_prune.export.profile import RESULT as PROFILE
 from yolo_prune.files import new_file, sha256, write_json
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.slim import write_checkpoint
@@ -136,7 +137,9 @@ class _Run:
     def all(self) -> RunResult:
         """Go through the stages in order."""
         settings = {key: value for key, value in asdict(self.config).items() if key not in ("out", "json")}
-        named = [Path(name) for name in (self.config.model, self.config.data, self.config.prune.get("plan")) if name]
+        choices = [self.config.prune.get(key) for key in ("plan", "ratios", "sensitivity", "profile")]
+        named = [Path(name) for name in (self.config.model, self.config.data, *choices) if name]
+        named = [path / PROFILE if (path / PROFILE).is_file() else path for path in named]
         self.stages.open({**settings, "files_sha256": {str(path): sha256(path) for path in named if path.is_file()}})
         self.checkpoints["dense"] = Path(self.stages.run("dense", self.dense)["best"])
         pruned = self.stages.run("prune", self.prune)

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from yolo_prune.allocation import Budget
-from yolo_prune.configuration import require_choice, setting
-from yolo_prune.errors import ConfigError
+from yolo_prune.configuration import require_choice, require_least, setting
 from yolo_prune.files import write_json
 from yolo_prune.pipeline.candidates import Candidates, CandidatesConfig, check
 from yolo_prune.plan import PrunePlan
@@ -64,12 +63,14 @@ class SearchResult:
             [str(line["number"]), quantity(line["macs"]), quantity(line["params"]), f"{line['score']:.3f}"]
             for line in best
         ]
-        scores, moved = [line["score"] for line in self.lines], sum(line["moved"] for line in self.lines)
-        accepted = (len(self.lines) - moved) / sum(line["tries"] for line in self.lines)
+        scores, drawn = [line["score"] for line in self.lines], [line for line in self.lines if line["tries"]]
+        moved = sum(line["moved"] for line in drawn)
+        accepted = (len(drawn) - moved) / max(sum(line["tries"] for line in drawn), 1)
         return (
             render(["candidate", "MACs", "params", "mAP50-95 held out"], rows)
-            + f"{len(self.lines)} candidates: {min(scores):.3f} to {max(scores):.3f}, median {np.median(scores):.3f}; "
-            + f"{accepted:.1%} of the draws met the budget, {moved} candidates were moved onto it\n"
+            + f"{len(self.lines)} candidates: {min(scores):.3f} to {max(scores):.3f}, median {np.median(scores):.3f}\n"
+            + f"{len(drawn)} drawn at random: {accepted:.1%} of the draws met the budget, "
+            + f"{moved} candidates were moved onto it\n"
             + f"norms recalibrated on some of {self.images[0]} training images, scored on {self.images[1]} others\n"
             + f"the best plan: yolo-prune prune model={self.model} plan={self.path} out=slim.pt\n"
         )
@@ -83,10 +84,13 @@ def search(config: SearchConfig) -> SearchResult:
     """
     constraints = check(config)
     require_choice("strategy", config.strategy, STRATEGIES)
-    if config.candidates < 1:
-        raise ConfigError(f"candidates={config.candidates}", expected="1 or more")
+    require_least(config, candidates=1)
     budget = Budget(unit="macs", ratio=config.target_macs, imgsz_px=config.imgsz)
-    candidates = Candidates(config, constraints, kind="search", also_may_change=("candidates",))
+    with Candidates(config, constraints, kind="search", result=BEST, also_may_change=("candidates",)) as candidates:
+        return _searched(config, budget, candidates)
+
+
+def _searched(config: SearchConfig, budget: Budget, candidates: Candidates) -> SearchResult:
     sampler = Sampler(candidates.graph, candidates.solver, budget, largest=config.largest, seed=config.seed)
     strategy = STRATEGIES[config.strategy](sampler)
     for numbers in strategy.rounds(config.candidates):

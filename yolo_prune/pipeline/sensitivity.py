@@ -7,7 +7,7 @@ Groups that can only be cut together are measured together. The result is `sensi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from yolo_prune.channels import ChannelGraph, IntArray
 from yolo_prune.configuration import setting
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_json
+from yolo_prune.importance import CRITERIA
 from yolo_prune.pipeline.candidates import Candidates, CandidatesConfig, check
 from yolo_prune.report import render
+from yolo_prune.search.sensitivities import Sensitivities
 
 RESULT = "sensitivity.json"
 DENSE = 0
@@ -34,48 +36,38 @@ class SensitivityConfig(CandidatesConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sensitivity:
-    """What groups cost.
+class SensitivityResult:
+    """What groups cost, and where that stands."""
 
-    Attributes:
-        dense: Score of the dense model, recalibrated alike.
-        drops: What was measured, by group name.
-        path: Where it stands.
-        model: The checkpoint.
-        source_sha256: Its hash.
-    """
-
-    dense: float
-    drops: Mapping[str, DropCurve]
+    found: Sensitivities
     path: Path
-    model: str
-    source_sha256: str
+    config: SensitivityConfig
 
     def to_json(self) -> dict[str, Any]:
         """Return the drops as plain values."""
-        drops = {name: asdict(curve) for name, curve in self.drops.items()}
-        return {"source_sha256": self.source_sha256, "dense": self.dense, "drops": drops}
+        return self.found.to_json()
 
     def table(self) -> str:
         """Return one row a group, the one that costs most first."""
-        ranked = sorted(self.drops.items(), key=lambda item: -max(item[1].drops, default=0.0))
+        ranked = sorted(self.found.drops.items(), key=lambda item: -max(item[1].drops, default=0.0))
         rows = [
-            [
-                name,
-                *(f"{drop:+.3f} at -{removed:.0%}" for removed, drop in zip(curve.removed, curve.drops, strict=True)),
-            ]
+            [name, *(f"{drop:+.3f} at -{gone:.0%}" for gone, drop in zip(curve.removed, curve.drops, strict=True))]
             for name, curve in ranked
         ]
         most = max((len(row) for row in rows), default=1)
         text = render(["group", *[""] * (most - 1)], [[*row, *[""] * (most - len(row))] for row in rows])
+        config = self.config
+        data = f" data={config.data}" if CRITERIA[config.criterion].needs else ""
         return (
             text
-            + f"what the recalibrated mAP50-95 of {self.dense:.3f} on held-out training images loses; below 0 it rose\n"
-            + f"by it: yolo-prune prune model={self.model} sensitivity={self.path} target_macs=0.5 out=slim.pt\n"
+            + f"what the recalibrated mAP50-95 of {self.found.dense:.3f} on held-out training images loses; "
+            + "below 0 it rose\n"
+            + f"by it: yolo-prune prune model={config.model} sensitivity={self.path} "
+            + f"criterion={config.criterion}{data} target_macs=0.5 out=slim.pt\n"
         )
 
 
-def sensitivity(config: SensitivityConfig) -> Sensitivity:
+def sensitivity(config: SensitivityConfig) -> SensitivityResult:
     """Score the model with one set of tied groups cut at a time.
 
     Raises:
@@ -85,18 +77,18 @@ def sensitivity(config: SensitivityConfig) -> Sensitivity:
     for fraction in config.fractions or [0.0]:
         if not 0.0 < fraction < 1.0:
             raise ConfigError(f"fractions={config.fractions}", expected="numbers above 0 and below 1")
-    candidates = Candidates(config, constraints, kind="sensitivity")
-    tasks, notes = _tasks(candidates, sorted(config.fractions))
-    candidates.score(tasks, notes)
-    found = Sensitivity(
+    with Candidates(config, constraints, kind="sensitivity", result=RESULT) as candidates:
+        tasks, notes = _tasks(candidates, sorted(config.fractions))
+        candidates.score(tasks, notes)
+    found = Sensitivities(
+        source_sha256=candidates.source_sha256,
+        criterion=config.criterion,
         dense=candidates.lines[DENSE]["score"],
         drops=curves(candidates.graph, {number: candidates.lines[number] for number in tasks}),
-        path=candidates.folder / RESULT,
-        model=config.model,
-        source_sha256=candidates.source_sha256,
     )
-    write_json(found.path, {**candidates.identity, **found.to_json()}, replace=True)
-    return found
+    path = candidates.folder / RESULT
+    write_json(path, found.to_json(), replace=True)
+    return SensitivityResult(found=found, path=path, config=config)
 
 
 def _tasks(candidates: Candidates, fractions: list[float]) -> tuple[dict[int, IntArray], dict[int, dict[str, Any]]]:

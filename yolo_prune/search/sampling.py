@@ -32,7 +32,7 @@ class Candidate:
     Attributes:
         number: Its number in the search.
         widths: Kept channels of every group, shape (groups,).
-        tries: Draws that it took; `TRIES` where random ones all missed the budget.
+        tries: Draws that it took; `TRIES` where random ones all missed the budget, 0 where none was drawn.
         moved: Whether it was moved onto the budget.
     """
 
@@ -78,7 +78,7 @@ class Sampler:
                 return Candidate(number=number, widths=widths, tries=tries, moved=False)
         return self.moved(number, ratios, tries=TRIES)
 
-    def moved(self, number: int, ratios: FloatArray, *, tries: int = 1) -> Candidate:
+    def moved(self, number: int, ratios: FloatArray, *, tries: int = 0) -> Candidate:
         """Return the candidate on the budget whose groups are cut in proportion to ratios, shape (groups,), above 0."""
         widths = meet(self._graph, self._budget, self.solver, Ratios(self._graph, ratios))
         return Candidate(number=number, widths=widths, tries=tries, moved=True)

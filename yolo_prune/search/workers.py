@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import importlib
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias
 
 from yolo_prune.errors import ConfigError, MissingDependencyError, WorkerError
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
-
-Work: TypeAlias = Callable[[Task], Result]
+Work: TypeAlias = Callable[[Any], Any]
 """Does one task after the other; what it returns depends on the task alone."""
 
 TRIES = 3
@@ -22,43 +20,49 @@ TRIES = 3
 ANSWER_S = 5.0
 """Seconds in which a cluster has to answer."""
 
-
-def in_turn(work: Work[Task, Result], tasks: Mapping[int, Task]) -> Iterator[tuple[int, Result]]:
-    """Yield the result of each task, under its number, done one after the other in this process."""
-    for number, task in tasks.items():
-        yield number, work(task)
+READY_S = 120.0
+"""Seconds in which one worker has to be there, if none is."""
 
 
-def on_ray(
-    make: Callable[[], Work[Task, Result]],
-    tasks: Mapping[int, Task],
-    *,
-    address: str,
-    cpus: int = 1,
-    gpus: float = 0.0,
-) -> Iterator[tuple[int, Result]]:
-    """Yield the result of each task, under its number, as the workers of a Ray cluster finish them.
+class Crew(Protocol):
+    """Those who work."""
 
-    A worker that dies is replaced, and its task is tried again.
+    def work_off(self, tasks: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
+        """Yield the result of each task under its number, in the order in which they are done."""
+        ...
+
+
+class Alone:
+    """This process: one task after the other."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def work_off(self, tasks: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
+        """Yield the result of each task, in order."""
+        for number, task in tasks.items():
+            yield number, self._work(task)
+
+
+@contextlib.contextmanager
+def on_ray(make: Callable[[], Work], *, address: str, cpus: int = 1, gpus: float = 0.0) -> Iterator[Crew]:
+    """Yield the workers of a Ray cluster; one that dies is replaced, and its task is tried again.
 
     Args:
         make: Makes the work; called once in each worker, on the machine where that runs.
-        tasks: Tasks by number.
-        address: `auto` (the cluster that runs on this machine), `local` (one that is started for this call), or an
-            address that `ray.init` knows.
+        address: `auto` (the cluster that runs on this machine), `local` (one that is started now), or an address that
+            `ray.init` knows.
         cpus: CPU cores, and threads, of a worker.
         gpus: GPUs of a worker.
 
     Raises:
         MissingDependencyError: Ray is not installed.
         ConfigError: The cluster does not answer, or has no room for a worker.
-        WorkerError: A task that workers keep dying of.
+        WorkerError: No worker comes, or workers keep dying of a task.
     """
-    if not tasks:
-        return
     ray = connected(address)
     try:
-        yield from _Crew(ray, make, cpus=cpus, gpus=gpus, most=len(tasks)).work_off(tasks)
+        yield _RayCrew(ray, make, cpus=cpus, gpus=gpus)
     finally:
         ray.shutdown()
 
@@ -93,7 +97,7 @@ def _require_answer(address: str) -> None:
         raise ConfigError(f"ray={address}", expected="auto, local or HOST:PORT", remedy="ray=192.168.0.7:6379")
     try:
         socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise _silent(address, error) from error
 
 
@@ -105,67 +109,117 @@ def _silent(address: str, error: Exception) -> ConfigError:
     )
 
 
-class _Crew:
-    """The workers of a cluster.
+class _RayCrew:
+    """The workers of a cluster. Tasks go only to those who have said that they are there.
 
     Args:
         ray: The package, connected.
         make: Makes the work.
         cpus: Of a worker.
         gpus: Of a worker.
-        most: Most workers that are of use.
     """
 
-    def __init__(self, ray: Any, make: Callable[[], Work[Any, Any]], *, cpus: int, gpus: float, most: int) -> None:
+    def __init__(self, ray: Any, make: Callable[[], Work], *, cpus: int, gpus: float) -> None:
         self._ray, self._make = ray, ray.put(make)
         threads = {"env_vars": {"OMP_NUM_THREADS": str(cpus)}}
         self._actor = ray.remote(num_cpus=cpus, num_gpus=gpus, runtime_env=threads)(_Worker)
-        found = ray.cluster_resources()
-        room = int(found.get("CPU", 0) // cpus)
-        if gpus:
-            room = min(room, int(found.get("GPU", 0) // gpus))
-        if room < 1:
-            raise ConfigError(
-                f"the Ray cluster has {found.get('CPU', 0):g} CPU cores and {found.get('GPU', 0):g} GPUs",
-                expected=f"{cpus} cores and {gpus:g} GPUs for a worker",
-            )
-        self._idle = [self._hire() for _ in range(min(room, most))]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self._room = sum(_room(node, cpus=cpus, gpus=gpus) for node in nodes)
+        if self._room < 1:
+            found = ", ".join(f"{node.get('CPU', 0):g} CPU cores and {node.get('GPU', 0):g} GPUs" for node in nodes)
+            raise ConfigError(f"hosts with {found}", expected=f"one with {cpus} cores and {gpus:g} GPUs for a worker")
+        self._coming: dict[Any, Any] = {}
+        self._idle: list[Any] = []
 
     def work_off(self, tasks: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
         """Yield the result of each task as it is done."""
         waiting, deaths = collections.deque(tasks), collections.Counter[int]()
         running: dict[Any, tuple[int, Any]] = {}
         while waiting or running:
+            for _ in range(min(self._room, len(tasks)) - len(self._idle) - len(self._coming) - len(running)):
+                self._hire()
             while waiting and self._idle:
                 number, worker = waiting.popleft(), self._idle.pop()
                 running[worker.work.remote(tasks[number])] = (number, worker)
-            (done,), _ = self._ray.wait(list(running), num_returns=1)
+            done = self._next([*running, *(self._coming if waiting else ())], alone=not running)
+            if done in self._coming:
+                self._greet(done)
+                continue
             number, worker = running.pop(done)
-            try:
-                result = self._ray.get(done)
-            except self._ray.exceptions.RayActorError as error:
-                deaths[number] += 1
-                if deaths[number] >= TRIES:
-                    how = str(error).strip().partition("\n")[0]
-                    raise WorkerError(f"{TRIES} workers died of task {number}: {how}") from error
-                worker = self._hire()
+            result = self._result(done, number, deaths)
+            if result is _DEAD:
                 waiting.appendleft(number)
-            except self._ray.exceptions.RayTaskError as error:
-                raise error.cause from error
             else:
+                self._idle.append(worker)
                 yield number, result
+
+    def _next(self, promises: list[Any], *, alone: bool) -> Any:
+        """Return the promise that is kept first.
+
+        Raises:
+            WorkerError: Nobody works, and nobody comes.
+        """
+        done, _ = self._ray.wait(promises, num_returns=1, timeout=READY_S if alone else None)
+        if not done:
+            raise WorkerError(
+                f"no worker came in {READY_S:g} s",
+                expected="a free place on the cluster",
+                remedy="`ray status` says what else runs there",
+            )
+        return done[0]
+
+    def _hire(self) -> None:
+        worker = self._actor.remote(self._make)
+        self._coming[worker.ready.remote()] = worker
+
+    def _greet(self, promise: Any) -> None:
+        """Let a worker in that has come; one that died on its way is forgotten, and another one will be hired."""
+        worker = self._coming.pop(promise)
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._ray.get(promise)
             self._idle.append(worker)
 
-    def _hire(self) -> Any:
-        return self._actor.remote(self._make)
+    def _result(self, promise: Any, number: int, deaths: collections.Counter[int]) -> Any:
+        """Return the result of a task, or that its worker is dead.
+
+        Raises:
+            WorkerError: So are all who tried it.
+            YoloPruneError: What the work itself raised.
+        """
+        try:
+            return self._ray.get(promise)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except self._ray.exceptions.RayError as error:
+            deaths[number] += 1
+            if deaths[number] >= TRIES:
+                how = str(error).strip().partition("\n")[0]
+                raise WorkerError(f"{TRIES} workers died of task {number}: {how}") from error
+            return _DEAD
+
+
+_DEAD = object()
+"""Instead of a result."""
+
+
+def _room(resources: Mapping[str, float], *, cpus: int, gpus: float) -> int:
+    """Return how many workers fit on one host."""
+    room = int(resources.get("CPU", 0) // cpus)
+    return min(room, int(resources.get("GPU", 0) // gpus)) if gpus else room
 
 
 class _Worker:
-    """A process that makes the work once and then does tasks."""
+    """A process that makes the work with its first task: what goes wrong then is told like any other failure."""
 
-    def __init__(self, make: Callable[[], Work[Any, Any]]) -> None:
-        self._work = make()
+    def __init__(self, make: Callable[[], Work]) -> None:
+        self._make = make
+        self._work: Work | None = None
+
+    def ready(self) -> None:
+        """Say that it is there."""
 
     def work(self, task: Any) -> Any:
         """Do a task."""
+        if self._work is None:
+            self._work = self._make()
         return self._work(task)

@@ -17,7 +17,7 @@ def runtime_for(artefact: Path, *, full_precision: bool = False) -> Runtime:
 
     Args:
         artefact: The artefact, which must exist.
-        full_precision: See `NcnnRuntime`; the others compute in float32 anyway.
+        full_precision: See `NcnnRuntime` and `OpenVinoRuntime`; the others compute in float32 anyway.
 
     Raises:
         ConfigError: Nothing stands there, or it is none of these.

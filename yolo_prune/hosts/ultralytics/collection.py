@@ -22,7 +22,7 @@ from yolo_prune.hosts.refusals import host_errors_as
 from yolo_prune.hosts.ultralytics.checkpoints import require_deployable, task_of
 from yolo_prune.hosts.ultralytics.distillation import bare_copy
 from yolo_prune.hosts.ultralytics.evaluation import read_data, require_kpt_shape, require_split
-from yolo_prune.importance import Evidence, collect
+from yolo_prune.importance import Criterion, Evidence, FloatArray, collect, score_channels
 from yolo_prune.importance.evidence import Need
 from yolo_prune.search import recalibrate
 
@@ -79,6 +79,27 @@ def collect_evidence(
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
     return collect(copy, graph, batches, _loss, needs=needs)
+
+
+def scored_on(
+    model: nn.Module, graph: ChannelGraph, criterion: Criterion, images: TrainingImages, **options: Any
+) -> FloatArray:
+    """Return one score per channel, shape (channels,), by training images where the criterion needs some.
+
+    Args:
+        model: A model of the host; it is left as it is.
+        graph: Its channel graph.
+        criterion: Scores channels.
+        images: What it looks at.
+        options: Of `score_channels`.
+
+    Raises:
+        DataError: The yaml or its training split is missing, or does not fit the model.
+        CheckpointError: A task that is pruned only.
+    """
+    needs = criterion.needs
+    evidence = collect_evidence(model, graph, images, needs=needs) if needs else Evidence.of(model)
+    return score_channels(graph, evidence, criterion, **options)
 
 
 def gains_of(model: Any) -> dict[str, Any]:

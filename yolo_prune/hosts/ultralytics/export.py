@@ -142,7 +142,7 @@ def _check_request(model: Any, *, format: ExportFormat, imgsz_px: int, end_to_en
     if end_to_end and (format != "onnx" or getattr(model.model.model[-1], "one2one_cv2", None) is None):
         raise ConfigError(
             f"end_to_end=true with format '{format}' and head {type(model.model.model[-1]).__name__}",
-            expected="a twin-headed model (v10, 26) and format 'onnx': NCNN has no top-k",
+            expected="a twin-headed model (v10, 26) and format 'onnx': the others have no top-k",
             remedy="leave end_to_end out",
         )
 

@@ -19,7 +19,7 @@ from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import sha256, write_json
 from yolo_prune.hosts.slim import MARKER, Checkpoint, is_slim, provenance
-from yolo_prune.hosts.ultralytics.collection import TrainingImages, collect_evidence
+from yolo_prune.hosts.ultralytics.collection import TrainingImages, scored_on
 from yolo_prune.hosts.ultralytics.distillation import (
     bare_copy,
     distilled_by,
@@ -30,7 +30,7 @@ from yolo_prune.hosts.ultralytics.distillation import (
 )
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.hosts.ultralytics.trainer import warn_of_few_steps
-from yolo_prune.importance import CRITERIA, Evidence, FloatArray, score_channels
+from yolo_prune.importance import CRITERIA, FloatArray
 from yolo_prune.methods.gradual import PruningSchedule, carry_optimizer, silence_softly
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.surgery import Verification
@@ -189,9 +189,6 @@ class GradualPruning:
 
     def _scores(self, trainer: Any, graph: ChannelGraph, name: str, *, batches: int | None = None) -> FloatArray:
         """Score the channels of the average, by so many batches of training images where the criterion needs some."""
-        average, criterion = network_of(trainer.ema.ema), CRITERIA[name]
-        if not criterion.needs:
-            return score_channels(graph, Evidence.of(average), criterion)
         images = TrainingImages(
             data=Path(trainer.args.data),
             imgsz_px=int(trainer.args.imgsz),
@@ -201,7 +198,7 @@ class GradualPruning:
             device=str(trainer.device),
             description=trainer.data,
         )
-        return score_channels(graph, collect_evidence(average, graph, images, needs=criterion.needs), criterion)
+        return scored_on(network_of(trainer.ema.ema), graph, CRITERIA[name], images)
 
     def _allocated(self, graph: ChannelGraph, scores: FloatArray, kept: float) -> BoolArray:
         """Choose by scores so that a fraction of the start's MACs is kept."""
