@@ -1,7 +1,7 @@
-"""Work on a Ray cluster that lives as long as this process: python ray_process.py FOLDER DEATHS NUMBERS.
+"""Work on a Ray cluster that lives as long as this process: python ray_process.py FOLDER.
 
-Squares numbers, in two rounds. The worker that takes task 3 dies of it, DEATHS times. Prints the results as JSON, or
-the error.
+Squares numbers. In each of four scenarios the worker that takes task 3 dies of it some times, which leaves a file each
+time in a folder. Writes what came of each to FOLDER/found.json.
 """
 
 import json
@@ -10,17 +10,23 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from yolo_prune.errors import ConfigError, YoloPruneError
-from yolo_prune.search.workers import on_ray
+from yolo_prune.search.workers import RayCrew, connected
 
-FOUND = "found:"
-"""Begins the line that counts: Ray prints some of its own."""
+SCENARIOS = {
+    "one_dies": (1, [[0, 1], [2, 3, 4, 5, 6, 7]]),
+    "all_die": (99, [[3]]),
+    "bad_task": (0, [[1, 100]]),
+    "bad_work": (-1, [[1]]),
+}
+"""By name: how many die, and the numbers of each round."""
 
 
 @dataclass
 class Squares:
-    """Makes the work; each death leaves a file."""
+    """Makes the work."""
 
     folder: Path
     deaths: int
@@ -31,20 +37,31 @@ class Squares:
         return self.square
 
     def square(self, number: int) -> int:
-        files = list(self.folder.iterdir())
-        if number == 3 and len(files) < self.deaths:
-            (self.folder / str(len(files))).touch()
+        dead = len(list(self.folder.iterdir()))
+        if number == 3 and dead < self.deaths:
+            (self.folder / str(dead)).touch()
             os._exit(1)
         if number == 100:
             raise ConfigError("a hundred", expected="less")
         return number**2
 
 
-if __name__ == "__main__":
-    folder, deaths, numbers = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+def came_of(ray: Any, folder: Path, deaths: int, rounds: list[list[int]]) -> dict[str, Any]:
+    """Return results and deaths, or the error."""
+    folder.mkdir()
+    found: dict[int, int] = {}
     try:
-        with on_ray(Squares(folder, deaths), address="local") as crew:
-            first = dict(crew.work_off({number: number for number in numbers[:2]}))
-            print(FOUND, json.dumps(first | dict(crew.work_off({number: number for number in numbers[2:]}))))
+        crew = RayCrew(ray, Squares(folder, deaths), cpus=1, gpus=0.0)
+        for numbers in rounds:
+            found |= dict(crew.work_off({number: number for number in numbers}))
     except YoloPruneError as error:
-        print(FOUND, type(error).__name__, error.found, error.exit_code)
+        return {"error": type(error).__name__, "found": error.found, "code": error.exit_code}
+    return {"results": found, "dead": len(list(folder.iterdir()))}
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    ray = connected("local")
+    found = {name: came_of(ray, folder / name, *scenario) for name, scenario in SCENARIOS.items()}
+    (folder / "found.json").write_text(json.dumps(found))
+    ray.shutdown()

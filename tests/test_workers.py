@@ -16,17 +16,18 @@ import pytest
 from test_search import numbered, words_for
 
 from yolo_prune.errors import ConfigError, MissingDependencyError
-from yolo_prune.search.workers import Alone, connected, on_ray
+from yolo_prune.search.workers import TRIES, Alone, connected, on_ray
 
 HERE = Path(__file__).parent
 
 
-def squares(folder: Path, deaths: int, numbers: list[int]) -> str:
-    """What `ray_process.py` prints."""
-    words = [sys.executable, str(HERE / "ray_process.py"), str(folder), str(deaths), json.dumps(numbers)]
-    return (
-        subprocess.run(words, check=True, capture_output=True, text=True, timeout=200).stdout.strip().splitlines()[-1]
-    )
+@pytest.fixture(scope="module")
+def came(tmp_path_factory) -> dict[str, Any]:
+    """What came of the scenarios of `ray_process.py`; one cluster for all of them."""
+    folder = tmp_path_factory.mktemp("ray")
+    words = [sys.executable, str(HERE / "ray_process.py"), str(folder)]
+    subprocess.run(words, check=True, capture_output=True, timeout=300)
+    return json.loads((folder / "found.json").read_text())
 
 
 def test_alone():
@@ -35,19 +36,18 @@ def test_alone():
 
 @pytest.mark.slow
 class TestOnRay:
-    def test_one_that_dies_is_replaced_and_its_task_done(self, tmp_path):
-        found = json.loads(squares(tmp_path, 2, list(range(8))))
-        assert {int(number): result for number, result in found.items()} == {number: number**2 for number in range(8)}
-        assert len(list(tmp_path.iterdir())) == 2
+    def test_one_that_dies_is_replaced_and_its_task_done(self, came):
+        results = {int(number): result for number, result in came["one_dies"]["results"].items()}
+        assert results == {number: number**2 for number in range(8)}
+        assert came["one_dies"]["dead"] == 1
 
-    def test_a_task_of_which_all_die_is_given_up(self, tmp_path):
-        assert squares(tmp_path, 99, [3]).startswith("WorkerError 3 workers died of task 3")
+    def test_a_task_of_which_all_die_is_given_up(self, came):
+        assert came["all_die"]["error"] == "WorkerError"
+        assert came["all_die"]["found"].startswith(f"{TRIES} workers died of task 3")
 
-    def test_bad_input_there_is_bad_input_here(self, tmp_path):
-        assert squares(tmp_path, 0, [1, 100]) == "ConfigError a hundred 2"
-
-    def test_so_is_what_was_bad_when_the_work_was_made(self, tmp_path):
-        assert squares(tmp_path, -1, [1]) == "ConfigError less than no deaths 2"
+    @pytest.mark.parametrize(("scenario", "found"), [("bad_task", "a hundred"), ("bad_work", "less than no deaths")])
+    def test_bad_input_there_is_bad_input_here(self, came, scenario, found):
+        assert came[scenario] == {"error": "ConfigError", "found": found, "code": 2}
 
     def test_search_with_a_worker_killed_finds_what_one_process_finds(
         self, command, dense_checkpoint, tiny_data, tmp_path

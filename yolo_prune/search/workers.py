@@ -62,7 +62,7 @@ def on_ray(make: Callable[[], Work], *, address: str, cpus: int = 1, gpus: float
     """
     ray = connected(address)
     try:
-        yield _RayCrew(ray, make, cpus=cpus, gpus=gpus)
+        yield RayCrew(ray, make, cpus=cpus, gpus=gpus)
     finally:
         ray.shutdown()
 
@@ -109,7 +109,7 @@ def _silent(address: str, error: Exception) -> ConfigError:
     )
 
 
-class _RayCrew:
+class RayCrew:
     """The workers of a cluster. Tasks go only to those who have said that they are there.
 
     Args:
