@@ -37,7 +37,7 @@ from models import lively  # noqa: E402
 from shapes import draw_dataset  # noqa: E402
 
 from yolo_prune.pipeline.prune import prune  # noqa: E402
-from yolo_prune.pipeline.pruning import PruneConfig  # noqa: E402
+from yolo_prune.pipeline.prune_config import PruneConfig  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

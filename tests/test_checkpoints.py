@@ -19,7 +19,7 @@ from yolo_prune.hosts.slim import MARKER, widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
 from yolo_prune.pipeline.prune import prune
-from yolo_prune.pipeline.pruning import PruneConfig
+from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.plan import Cost, PrunePlan
 
 IMGSZ_PX = 96

@@ -21,7 +21,7 @@ from yolo_prune.cli import VERBS, script
 from yolo_prune.configuration import describe, load, parse, require_known, setting, structured
 from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
-from yolo_prune.pipeline.pruning import PruneConfig
+from yolo_prune.pipeline.prune_config import PruneConfig
 
 TOOL = Path(__file__).parents[1] / "tools" / "prune_yolo.py"
 

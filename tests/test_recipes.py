@@ -18,7 +18,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import append_line, read_lines
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
-from yolo_prune.pipeline.pruning import PruneConfig
+from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.pipeline.search import SearchConfig
 
 CELL = Cell(recipe="direct", budget=0.5, seed=0, data="d", model="m", imgsz_px=64, batch=4, dense_epochs=1, epochs=20)

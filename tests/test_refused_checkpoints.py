@@ -14,7 +14,7 @@ from ultralytics.utils import SAFE_LOAD
 from yolo_prune.hosts.slim import MARKER
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.pipeline.prune import prune
-from yolo_prune.pipeline.pruning import PruneConfig
+from yolo_prune.pipeline.prune_config import PruneConfig
 
 
 class TestCheckpoints:

@@ -30,7 +30,7 @@ from yolo_prune.hosts.ultralytics.evaluation import Evaluation, _scores
 from yolo_prune.hosts.ultralytics.export import export_model
 from yolo_prune.hosts.ultralytics.trainer import TRAINERS, interrupted, reset_weights, retarget_classes
 from yolo_prune.pipeline.prune import prune
-from yolo_prune.pipeline.pruning import PruneConfig
+from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.pipeline.train import EvaluationTable
 
 KILLED = Path(__file__).with_name("killed_process.py")

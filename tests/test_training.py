@@ -31,7 +31,7 @@ from yolo_prune.hosts.ultralytics.trainer import (
     warn_of_few_steps,
 )
 from yolo_prune.pipeline.prune import prune
-from yolo_prune.pipeline.pruning import PruneConfig
+from yolo_prune.pipeline.prune_config import PruneConfig
 
 KILLED = Path(__file__).with_name("killed_process.py")
 QUICK = {"imgsz": 64, "batch": 8, "nbs": 8, "warmup_epochs": 0}  # two steps an epoch, each of which counts

@@ -25,7 +25,7 @@ from yolo_prune.files import append_line, read_lines, sha256
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.importance import CRITERIA
 from yolo_prune.pipeline.prune import prune
-from yolo_prune.pipeline.pruning import PruneConfig
+from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.report import render
 
 RECORD = Path(__file__).resolve().parent / "records" / "criteria.jsonl"

@@ -34,7 +34,8 @@ from yolo_prune.importance import CRITERIA
 from yolo_prune.pipeline.deploy import BACKENDS, SUFFIXES, export_one
 from yolo_prune.pipeline.profile import ProfileConfig, profile
 from yolo_prune.pipeline.prune import prune
-from yolo_prune.pipeline.pruning import PruneConfig, PruneResult
+from yolo_prune.pipeline.prune_config import PruneConfig
+from yolo_prune.pipeline.pruning import PruneResult
 from yolo_prune.report import render
 
 RECORD = Path(__file__).resolve().parent / "records" / "latency.jsonl"

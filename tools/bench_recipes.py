@@ -34,7 +34,7 @@ from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.hosts.ultralytics.trainer import interrupted
 from yolo_prune.pipeline.prune import prune
-from yolo_prune.pipeline.pruning import PruneConfig
+from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.pipeline.search import SearchConfig, search
 from yolo_prune.pipeline.train import TrainConfig, train_model
 

@@ -12,7 +12,7 @@ from yolo_prune.cli import execute, report
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.flags import add_flags, settings_of
 from yolo_prune.pipeline.prune import prune
-from yolo_prune.pipeline.pruning import PruneConfig
+from yolo_prune.pipeline.prune_config import PruneConfig
 
 
 def parse_opt() -> argparse.Namespace:

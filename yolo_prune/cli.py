@@ -54,7 +54,7 @@ def _inspect() -> tuple[Any, Callable[..., Result]]:
 
 def _prune() -> tuple[Any, Callable[..., Result]]:
     from yolo_prune.pipeline.prune import prune
-    from yolo_prune.pipeline.pruning import PruneConfig
+    from yolo_prune.pipeline.prune_config import PruneConfig
 
     return PruneConfig, prune
 

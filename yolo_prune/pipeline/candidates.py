@@ -10,14 +10,15 @@ import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from yolo_prune.allocation import ATTENTION, Constraints, WidthSolver
-from yolo_prune.allocation.budget import lowest_go, solver_for
+from yolo_prune.allocation import ATTENTION, Budget, Constraints, WidthSolver
+from yolo_prune.allocation.budget import lowest_go, require_reachable, solver_for
 from yolo_prune.channels import BoolArray, IntArray
 from yolo_prune.configuration import json_setting, require_choice, require_least, setting
 from yolo_prune.errors import CheckpointError, ConfigError
@@ -166,10 +167,7 @@ class Candidates:
     Attributes:
         graph: The channel graph of the model.
         source_sha256: Hash of its checkpoint.
-        scores: One score per channel; the lowest of each group go.
-        solver: What may be built of it.
         lines: What was scored, by number.
-        counts: Images for recalibration and for scoring.
 
     Raises:
         YoloPruneError: Bad input, or a folder of other candidates; what was scored stays.
@@ -193,20 +191,53 @@ class Candidates:
         settings = {**self.identity, "source_sha256": source.sha256, "data_sha256": _data_sha256(config.data)}
         self.record = Record(self.folder, RECORD, settings, results=(result, SCORES))
         self.lines, self.source_sha256, self.graph = self.record.lines, source.sha256, trace_model(model)
-        images = TrainingImages(
+        self._model, self._constraints = model, constraints
+        self._images = TrainingImages(
             data=Path(config.data).absolute(), imgsz_px=config.imgsz, batches=config.batches, batch=config.batch,
             workers=config.workers, device=config.device,
         )  # fmt: skip
-        self.scores = self._importance(model, images)
-        self.solver: WidthSolver = solver_for(self.graph, constraints, self.scores)
-        self._make = ScoringOfWidths(
-            model=Path(config.model).absolute(), sha256=source.sha256, scores=self.scores, images=images,
-            held_out=config.held_out, seed=config.seed, threads=config.threads or (1 if config.ray else None),
-        )  # fmt: skip
-        self._here = WidthScorer(self._make, model)
-        self.counts = self._here.counts
         self._open = contextlib.ExitStack()
         self._crew: Crew | None = None
+
+    @cached_property
+    def scores(self) -> FloatArray:
+        """One score per channel; the lowest of each group go."""
+        file = self.folder / SCORES
+        if self.lines and file.is_file():  # another device would compute them a little differently
+            known: FloatArray = np.load(file)
+            return known
+        here = self._images if torch.cuda.is_available() else replace(self._images, device="cpu")
+        return scored_on(self._model, self.graph, CRITERIA[self._config.criterion], here)
+
+    @cached_property
+    def solver(self) -> WidthSolver:
+        """What may be built of the model."""
+        return solver_for(self.graph, self._constraints, self.scores)
+
+    @cached_property
+    def counts(self) -> tuple[int, int]:
+        """Images for recalibration and for scoring."""
+        return self._here.counts
+
+    @cached_property
+    def _make(self) -> ScoringOfWidths:
+        config = self._config
+        return ScoringOfWidths(
+            model=Path(config.model).absolute(), sha256=self.source_sha256, scores=self.scores, images=self._images,
+            held_out=config.held_out, seed=config.seed, threads=config.threads or (1 if config.ray else None),
+        )  # fmt: skip
+
+    @cached_property
+    def _here(self) -> WidthScorer:
+        return WidthScorer(self._make, self._model)
+
+    def require_reachable(self, budget: Budget) -> None:
+        """Refuse a budget that floors do not allow, before anything is measured.
+
+        Raises:
+            InfeasibleTargetError: The message names the smallest reachable one.
+        """
+        require_reachable(self.graph, budget, WidthSolver(self.graph, self._constraints))
 
     def __enter__(self) -> Candidates:
         return self
@@ -252,15 +283,6 @@ class Candidates:
             crew = on_ray(self._make, address=str(self._config.ray), cpus=self._config.threads or 1, gpus=gpus)
             self._crew = self._open.enter_context(crew)
         return self._crew
-
-    def _importance(self, model: Any, images: TrainingImages) -> FloatArray:
-        """Return one score per channel: those of the first start, which another device would compute a little anew."""
-        file = self.folder / SCORES
-        if self.lines and file.is_file():
-            scores: FloatArray = np.load(file)
-            return scores
-        here = images if torch.cuda.is_available() else replace(images, device="cpu")
-        return scored_on(model, self.graph, CRITERIA[self._config.criterion], here)
 
     def plan(self, widths: IntArray, choice: Mapping[str, Any]) -> PrunePlan:
         """Return the plan of widths, shape (groups,)."""

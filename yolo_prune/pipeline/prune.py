@@ -17,7 +17,8 @@ from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifie
 from yolo_prune.importance import Evidence
 from yolo_prune.importance.evidence import Need
 from yolo_prune.pipeline.latency import require_same_machine
-from yolo_prune.pipeline.pruning import PruneConfig, PruneResult, PruningHost, prune_with
+from yolo_prune.pipeline.prune_config import PruneConfig
+from yolo_prune.pipeline.pruning import PruneResult, PruningHost, prune_with
 from yolo_prune.pipeline.timing import Beside, this_machine, timing_beside
 
 RUNS = 60

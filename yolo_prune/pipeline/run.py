@@ -22,8 +22,8 @@ from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
 from yolo_prune.hosts.ultralytics.trainer import interrupted, require_stock_values, reset_weights, stock_keys, train
 from yolo_prune.importance import CRITERIA
 from yolo_prune.pipeline.deploy import RUNS, SUFFIXES, THREADS, export_one, sample_images
-from yolo_prune.pipeline.prune import ULTRALYTICS, prune
-from yolo_prune.pipeline.pruning import PruneConfig, choices, require_settings
+from yolo_prune.pipeline.prune import prune
+from yolo_prune.pipeline.prune_config import PruneConfig, choices, require_settings
 from yolo_prune.pipeline.stages import Stages
 from yolo_prune.plan import PrunePlan
 from yolo_prune.report.summary import summarize
@@ -95,7 +95,7 @@ def _check(config: RunConfig) -> None:
         PrunePlan.load(Path(pruning.plan))
     else:
         choices(pruning)
-    require_settings(ULTRALYTICS, pruning)
+    require_settings(pruning, collects=True, recalibrates=True, times=True)
     if not config.model.endswith(".pt") and not config.train.get("epochs"):
         raise ConfigError("train.epochs is 0 and model is no checkpoint", expected="a trained .pt, or epochs to train")
     model: Any = load_model(config.model)

@@ -91,6 +91,7 @@ def search(config: SearchConfig) -> SearchResult:
 
 
 def _searched(config: SearchConfig, budget: Budget, candidates: Candidates) -> SearchResult:
+    candidates.require_reachable(budget)
     sampler = Sampler(candidates.graph, candidates.solver, budget, largest=config.largest, seed=config.seed)
     strategy = STRATEGIES[config.strategy](sampler)
     for numbers in strategy.rounds(config.candidates):

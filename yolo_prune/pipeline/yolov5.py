@@ -16,7 +16,8 @@ from yolo_prune.hosts.yolov5.scripts import run_script
 from yolo_prune.hosts.yolov5.source import Classic, installed, repository
 from yolo_prune.hosts.yolov5.trainer import train
 from yolo_prune.methods.slimming.strength import MODES, SCHEDULES, Sparsity, strength_of
-from yolo_prune.pipeline.pruning import PruneConfig, PruneResult, PruningHost, prune_with
+from yolo_prune.pipeline.prune_config import PruneConfig
+from yolo_prune.pipeline.pruning import PruneResult, PruningHost, prune_with
 from yolo_prune.report.scales import draw_scales
 
 

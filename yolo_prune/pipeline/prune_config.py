@@ -1,0 +1,227 @@
+"""Settings of `prune`, and what they mean: everything that can be said of them before the checkpoint is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from yolo_prune.allocation import ATTENTION, PATHS, Allocation, Budget, Constraints
+from yolo_prune.allocation.budget import require_ratio
+from yolo_prune.configuration import changed, json_setting, read_mapping, require_choice, require_least, setting
+from yolo_prune.errors import ConfigError
+from yolo_prune.export.profile import Profile
+from yolo_prune.hosts.refusals import require_imgsz
+from yolo_prune.importance import BY_FILTERS, CRITERIA
+from yolo_prune.search.sensitivities import Sensitivities
+
+
+@dataclass(kw_only=True)
+class PruneConfig:
+    """Settings of `prune`."""
+
+    model: str = setting(help="trained checkpoint (.pt) to prune")
+    out: str = setting(help="where the slim checkpoint shall stand; must not exist")
+    target_macs: float | None = setting(None, help="fraction of the MACs that is kept, e.g. 0.5")
+    target_params: float | None = setting(None, help="fraction of the parameters that is kept, instead of target_macs")
+    target_latency: float | None = setting(
+        None, help="fraction of the dense model's latency, measured; instead of target_macs, with profile="
+    )
+    profile: str | None = setting(None, help="what `profile` wrote: how latency depends on widths, on the device")
+    confirm: bool = setting(True, help="time the slim model before target_latency is promised")
+    criterion: str = setting("l2", help=f"which channels matter: {', '.join(CRITERIA)}")
+    allocation: str = setting("global", help=f"how many go where: {', '.join(PATHS)}")
+    reduction: str = setting("mean", help="how a channel's scores are combined: sum, mean, max")
+    readers: bool = setting(False, help="slices of weights that read a channel count in its score, like its filters")
+    normalization: str | None = setting(
+        None, help="none or mean (divide by the group's mean); default: the criterion's"
+    )
+    min_channels: int = setting(8, help="fewest that a group keeps", unit="channels")
+    max_fraction: float = setting(0.9, help="largest fraction of a group that may go")
+    round_to: int | None = setting(
+        None, help="kept widths are multiples of this; default: 8, or what the profile says", unit="channels"
+    )
+    ratios: str | None = setting(None, help="YAML file of layer: fraction that goes, instead of allocation")
+    sensitivity: str | None = setting(None, help="what `sensitivity` wrote, instead of allocation")
+    data: str | None = setting(None, help="data yaml, for criteria that look at training images, and for recalibrate")
+    batches: int = setting(16, help="batches that criteria look at")
+    batch: int = setting(16, help="images of a batch")
+    workers: int = setting(2, help="loader processes")
+    attention: str = setting("width", help="what attention loses: width (of every head alike), heads (whole), none")
+    imgsz: int = setting(640, help="image side at which MACs are counted", unit="px")
+    recalibrate: int = setting(
+        0, help="measure batch-norm statistics anew on so many batches of data=, after the proof", unit="batches"
+    )
+    fold: bool = setting(False, help="fold the constants of removed channels into their readers")
+    plan: str | None = setting(None, help="apply this plan (JSON) instead of choosing")
+    save_plan: str | None = setting(None, help="also write the plan to this JSON file; must not exist")
+    json: str | None = json_setting("the table")
+
+
+ROUND_TO = 8
+"""Widths are multiples of this unless something else is known; most kernels like it."""
+
+CHOICES = ("target_macs", "target_params", "target_latency", "profile", "criterion", "allocation", "reduction",
+           "readers", "normalization", "min_channels", "max_fraction", "round_to", "attention", "batches", "ratios",
+           "sensitivity")  # fmt: skip
+"""Settings that choose channels, which a plan has done already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """How channels are chosen.
+
+    Attributes:
+        budget: What the slim model may cost; None with a latency, or with ratios alone.
+        allocation: How that is met.
+        latency: Fraction of the dense model's latency that is wanted instead.
+        profile: What predicts it.
+        sensitivities: What groups cost, if that decides how many channels go where.
+    """
+
+    budget: Budget | None
+    allocation: Allocation
+    latency: float | None = None
+    profile: Profile | None = None
+    sensitivities: Sensitivities | None = None
+
+    def allocation_of(self, source_sha256: str, criterion: str) -> Allocation:
+        """Return the allocation for a checkpoint.
+
+        Raises:
+            ConfigError: The sensitivities are of another one, or of another criterion.
+        """
+        if self.sensitivities is None:
+            return self.allocation
+        self.sensitivities.require(source_sha256=source_sha256, criterion=criterion)
+        return replace(self.allocation, drops=self.sensitivities.drops)
+
+
+def choices(config: PruneConfig) -> Choices:
+    """Check everything that can be checked before the checkpoint is read.
+
+    Raises:
+        ConfigError: No target or two, an unknown name, or a number that is out of range.
+    """
+    require_choice("criterion", config.criterion, CRITERIA)
+    require_choice("allocation", config.allocation, PATHS)
+    require_choice("reduction", config.reduction, ("sum", "mean", "max"))
+    require_choice("normalization", config.normalization or "none", ("none", "mean"))
+    if config.readers and config.criterion not in BY_FILTERS:
+        raise ConfigError(
+            f"readers=true with criterion={config.criterion}, which looks at no filters",
+            expected=f"one that does: {', '.join(sorted(BY_FILTERS))}",
+        )
+    require_choice("attention", config.attention, ATTENTION)
+    targets = {"macs": config.target_macs, "params": config.target_params, "latency": config.target_latency}
+    given = {unit: ratio for unit, ratio in targets.items() if ratio is not None}
+    if len(given) > 1 or not (given or config.ratios):
+        raise ConfigError(
+            f"{len(given)} targets given",
+            expected="one of target_macs=, target_params=, target_latency= (or ratios= or plan=)",
+            remedy="target_macs=0.5",
+        )
+    files = [f"{name}=" for name in ("ratios", "sensitivity") if getattr(config, name)]
+    ways = [*changed(config, ("allocation",)), *files]
+    if len(ways) > 1:
+        raise ConfigError(" together with ".join(ways), expected="one of them: each says how many channels go where")
+    profile = _profile(config)
+    require_imgsz(config.imgsz)
+    for unit, ratio in given.items():
+        require_ratio(unit, ratio)
+    budgets = [
+        Budget(unit=unit, ratio=ratio, imgsz_px=config.imgsz)  # type: ignore[arg-type]
+        for unit, ratio in given.items()
+        if unit != "latency"  # the profile makes that one
+    ]
+    constraints = Constraints(
+        min_channels=config.min_channels,
+        max_fraction=config.max_fraction,
+        round_to=_round_to(config, profile),
+        attention=config.attention,  # type: ignore[arg-type]  # checked above
+    )
+    ratios = read_mapping(Path(config.ratios), what="layer: fraction that goes") if config.ratios else None
+    return Choices(
+        budget=next(iter(budgets), None),
+        allocation=Allocation(path=config.allocation, constraints=constraints, ratios=ratios),
+        latency=config.target_latency,
+        profile=profile,
+        sensitivities=Sensitivities.load(Path(config.sensitivity)) if config.sensitivity else None,
+    )
+
+
+def _profile(config: PruneConfig) -> Profile | None:
+    """Return what predicts latencies; refuse a latency without a profile, and a profile without a latency.
+
+    Raises:
+        ConfigError: One of them, or a profile that cannot be read.
+    """
+    if config.target_latency is None:
+        for word in changed(config, ("profile", "confirm")):
+            raise ConfigError(f"{word} without target_latency=", expected="both, or neither")
+        return None
+    if config.profile is None:
+        raise ConfigError(
+            f"target_latency={config.target_latency} without profile=",
+            expected="profile: what `yolo-prune profile` measured on the device",
+            remedy="yolo-prune profile model=... backend=... out=profile",
+        )
+    known = Profile.load(Path(config.profile))
+    if config.imgsz != known.imgsz_px:
+        raise ConfigError(
+            f"imgsz={config.imgsz}",
+            expected=f"{known.imgsz_px}, at which the profile was measured",
+            remedy=f"imgsz={known.imgsz_px}, or another profile",
+        )
+    return known
+
+
+def _round_to(config: PruneConfig, profile: Profile | None) -> int:
+    """Return what was asked for, or what the device was seen to like, which is no folklore."""
+    if config.round_to is not None:
+        return config.round_to
+    return ROUND_TO if profile is None else profile.fit.multiple
+
+
+def require_settings(config: PruneConfig, *, collects: bool, recalibrates: bool, times: bool) -> None:
+    """Refuse settings that contradict each other, lack their data, or ask for what the host cannot do.
+
+    Args:
+        config: The settings.
+        collects: Whether the host runs training images for criteria.
+        recalibrates: Whether it measures batch norms anew.
+        times: Whether it exports and times networks.
+
+    Raises:
+        ConfigError: One of them, or a number out of range.
+    """
+    for word in changed(config, CHOICES) if config.plan else ():
+        raise ConfigError(f"plan= together with {word}", expected="one of them: a plan holds every choice already")
+    if config.fold and config.recalibrate:
+        raise ConfigError(
+            "fold=true together with recalibrate=",
+            expected="one of them: recalibration measures anew the means into which constants are folded",
+        )
+    if config.target_latency is not None and config.confirm and not times:
+        raise ConfigError("target_latency= on this host", expected="confirm=false: its networks cannot be timed here")
+    wishes: dict[str, bool] = {}
+    if not config.plan and CRITERIA[config.criterion].needs:
+        wishes[f"criterion={config.criterion}"] = collects
+    if config.recalibrate:
+        wishes[f"recalibrate={config.recalibrate}"] = recalibrates
+    for wish, possible in wishes.items():
+        if not possible:
+            raise ConfigError(f"{wish} on this host", expected="what needs no training images", remedy=_without_data())
+        if config.data is None:
+            raise ConfigError(
+                f"{wish} without data=",
+                expected="data: a data yaml, whose training images it looks at",
+                remedy=f"data=data.yaml, or {_without_data()}",
+            )
+    for word in changed(config, ("data", "batches", "batch", "workers")) if not wishes else ():
+        raise ConfigError(f"{word}, which nothing looks at", expected="criterion= or recalibrate= that needs it")
+    require_least(config, batches=1, batch=1, workers=0, recalibrate=0)
+
+
+def _without_data() -> str:
+    names = [name for name, criterion in CRITERIA.items() if not criterion.needs]
+    return f"a criterion that looks at weights only: {', '.join(names)}"
