@@ -73,8 +73,9 @@ def shown_default(field: dataclasses.Field) -> str:
     """Return what `--help` should show for a field."""
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if isinstance(default, list):
-        return f"[{','.join(default)}]"
-    value = {"???": "required", "None": "not set", "False": "false"}.get(str(default), str(default))
+        return f"[{','.join(map(str, default))}]"
+    words = {"???": "required", "None": "not set", "False": "false", "True": "true"}
+    value = words.get(str(default), str(default))
     return f"{value} {field.metadata['unit']}".strip()
 
 
