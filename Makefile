@@ -33,7 +33,7 @@ contract: $(VENV)/.installed
 	$(VENV)/bin/lint-imports
 
 unit: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_WORKERS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_WORKERS) --dist worksteal  # long ones at the end are shared out
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache

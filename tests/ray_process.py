@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_prune.errors import ConfigError, YoloPruneError
-from yolo_prune.search.workers import RayCrew, connected
+from yolo_prune.search.workers import RayPool, connected
 
 SCENARIOS = {
     "one_dies": (1, [[0, 1], [2, 3, 4, 5, 6, 7]]),
@@ -51,9 +51,9 @@ def came_of(ray: Any, folder: Path, deaths: int, rounds: list[list[int]]) -> dic
     folder.mkdir()
     found: dict[int, int] = {}
     try:
-        crew = RayCrew(ray, Squares(folder, deaths), cpus=1, gpus=0.0)
+        pool = RayPool(ray, Squares(folder, deaths), cpus=1, gpus=0.0)
         for numbers in rounds:
-            found |= dict(crew.work_off({number: number for number in numbers}))
+            found |= dict(pool.work_off({number: number for number in numbers}))
     except YoloPruneError as error:
         return {"error": type(error).__name__, "found": error.found, "code": error.exit_code}
     return {"results": found, "dead": len(list(folder.iterdir()))}

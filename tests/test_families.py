@@ -25,12 +25,9 @@ from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifie
 from yolo_prune.plan import plan_from_keep
 from yolo_prune.surgery import TOLERANCE, counted_macs
 
-PLANS = {"n": 25, "t": 25, "s": 6}
-"""Random plans by scale; YOLO_PRUNE_PLANS=50 proves, and loads in stock Ultralytics, as many on every scale.
-
-`tools/sweep_models.py` proves up to 200 of every model, and its record says with which code of the engine.
-"""
-LOADED = 6
+PLANS = {"n": 50, "t": 50, "s": 10}
+"""Random plans by scale; YOLO_PRUNE_PLANS=50 proves, and loads in stock Ultralytics, as many on every scale."""
+LOADED = 10
 """How many of them stock Ultralytics loads."""
 
 

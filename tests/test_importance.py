@@ -127,7 +127,7 @@ def test_what_reads_a_channel_counts_if_asked() -> None:
     """Channels of a: its filters, and the columns of b that read them; of the inputs: the columns of a."""
     model, graph = four_filters()
     columns = model.b.weight.detach().double().flatten(2).movedim(1, 0).flatten(1).norm(dim=1).numpy()
-    found = scores_of(model, graph, "l2", reduction="sum", normalization="none", readers=True)
+    found = scores_of(model, graph, "l2", reduction="sum", normalization="none", consumers=True)
     np.testing.assert_allclose(found, np.array(EXPECTED["l2"]) + columns, rtol=1e-6)
     without = scores_of(model, graph, "l2", reduction="sum", normalization="none")
     np.testing.assert_allclose(without, EXPECTED["l2"], rtol=1e-6)
@@ -140,7 +140,7 @@ def test_readers_in_a_grouped_convolution_are_those_of_their_own_group() -> None
     reader = model.grouped.weight.detach().double()
     halves = [block.movedim(1, 0).flatten(1).abs().sum(dim=1) for block in reader.chunk(2)]
     scores = score_channels(
-        graph, Evidence.of(model), CRITERIA["l1"], reduction="sum", normalization="none", readers=True
+        graph, Evidence.of(model), CRITERIA["l1"], reduction="sum", normalization="none", consumers=True
     )
     filters = model.a.weight.detach().double().flatten(1).abs().sum(dim=1)
     found = scores[graph.axes["a.weight", 0].channels]
@@ -150,7 +150,7 @@ def test_readers_in_a_grouped_convolution_are_those_of_their_own_group() -> None
 @pytest.mark.parametrize("criterion", ["bn_scale", "taylor_scale", "apoz", "hrank", "random"])
 def test_what_looks_at_no_filters_has_no_readers(refused, dense_checkpoint, criterion) -> None:
     words = ["prune", f"model={dense_checkpoint}", "out=s.pt", "target_macs=0.5", f"criterion={criterion}"]
-    assert "which looks at no filters" in refused(*words, "readers=true")
+    assert "which looks at no filters" in refused(*words, "consumers=true")
 
 
 def test_channels_without_a_scale_are_the_last_to_go() -> None:

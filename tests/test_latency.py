@@ -145,13 +145,26 @@ class TestTarget:
         keep, outcome = pruned(profile, device, 0.6)
         assert outcome.timed.ratio == pytest.approx(0.6, rel=0.05)
         assert outcome.predicted == pytest.approx(outcome.timed.ratio / 1.15)
-        assert 1 < device.count <= TRIES
+        assert 2 < device.count <= TRIES + 1
         network().check_keep(keep)
 
     def test_what_was_not_confirmed_is_not_promised(self, profile):
         device = Device(3.0, LatencyModel(network(), profile.fit))
         with pytest.raises(InfeasibleTargetError, match="was not confirmed: the nearest of"):
             pruned(profile, device, 0.5)
+
+    def test_a_lucky_timing_is_no_confirmation(self, profile):
+        """Of several timings the nearest to the target is picked, so it takes another one to confirm it."""
+
+        class Lucky(Device):
+            def time(self, keep: BoolArray) -> Timed:
+                found = super().time(keep)
+                return replace(found, ratio=0.6) if self.count == 1 else found
+
+        device = Lucky(1.3, LatencyModel(network(), profile.fit))
+        with pytest.raises(InfeasibleTargetError, match="was not confirmed"):
+            pruned(profile, device, 0.6)
+        assert device.count == 2
 
     def test_what_the_floors_do_not_allow_is_refused_with_the_best_reachable(self, profile):
         with pytest.raises(InfeasibleTargetError, match=r"target_latency=0.05 cannot be reached") as error:

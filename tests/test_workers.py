@@ -16,7 +16,7 @@ import pytest
 from test_search import numbered, words_for
 
 from yolo_prune.errors import ConfigError, MissingDependencyError
-from yolo_prune.search.workers import TRIES, Alone, connected, on_ray
+from yolo_prune.search.workers import TRIES, InProcess, connected, on_ray
 
 HERE = Path(__file__).parent
 
@@ -30,8 +30,8 @@ def came(tmp_path_factory) -> dict[str, Any]:
     return json.loads((folder / "found.json").read_text())
 
 
-def test_alone():
-    assert list(Alone(lambda task: task * 2).work_off({3: 1, 1: 5})) == [(3, 2), (1, 10)]
+def test_in_process():
+    assert list(InProcess(lambda task: task * 2).work_off({3: 1, 1: 5})) == [(3, 2), (1, 10)]
 
 
 @pytest.mark.slow

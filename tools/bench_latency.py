@@ -20,18 +20,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from bench_recipes import TRAINING, train_in
 from recipes import OFTEN
 
 from yolo_prune.allocation import PATHS
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
-from yolo_prune.export.profile import Profile
+from yolo_prune.export.benchmark import BenchmarkReport
+from yolo_prune.export.profile import Profile, Timed
 from yolo_prune.files import append_line, read_lines, sha256
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.importance import CRITERIA
-from yolo_prune.pipeline.deploy import BACKENDS, SUFFIXES, export_one
+from yolo_prune.pipeline.deploy import BACKENDS, export_one
 from yolo_prune.pipeline.profile import ProfileConfig, profile
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
@@ -183,15 +183,12 @@ class Laboratory:
             folder, form = Path(name), BACKENDS[self.cell.backend]
             dense = export_one(Path(self.config.model), folder / "dense", form, imgsz_px=self.cell.imgsz_px)
             artefact = export_one(slim, folder / "slim", form, imgsz_px=self.cell.imgsz_px)
-            assert artefact.name.endswith(SUFFIXES[form])
             words = [f"models=[{dense},{artefact}]", f"imgsz={self.cell.imgsz_px}", f"threads={self.cell.threads}"]
             words += [f"runs={self.config.runs}", f"json={folder / 'times.json'}"]
             command = [sys.executable, "-m", "yolo_prune", "benchmark", *words]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            entries = json.loads((folder / "times.json").read_text())["entries"]
-        dense_ms, slim_ms = (np.array(entry["latencies_ms"]) for entry in entries)
-        p25, ratio, p75 = np.percentile(slim_ms / dense_ms, [25, 50, 75])
-        return {"ratio": float(ratio), "p25": float(p25), "p75": float(p75)}
+            report = BenchmarkReport.from_json(json.loads((folder / "times.json").read_text()))
+        return dataclasses.asdict(Timed.between(report.entry(str(artefact)), report.entry(str(dense))))
 
     def _by_macs(self, ratio: float, known: Profile, folder: Path) -> dict[str, float]:
         """Return mAP of the model for a MACs target that is as fast: its target is halved in on by timing."""

@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from yolo_prune.allocation.latency import LatencyFit
 from yolo_prune.errors import ConfigError
+from yolo_prune.export.benchmark import BenchmarkEntry
 from yolo_prune.export.machine import Machine
 
 RESULT = "profile.json"
@@ -32,6 +35,13 @@ class Timed:
     p75: float
     slim_ms: float
     dense_ms: float
+
+    @classmethod
+    def between(cls, slim: BenchmarkEntry, dense: BenchmarkEntry) -> Timed:
+        """Compare two entries of the same rounds."""
+        ratios = np.asarray(slim.latencies_ms) / np.asarray(dense.latencies_ms)
+        p25, ratio, p75 = (float(value) for value in np.percentile(ratios, [25, 50, 75]))
+        return cls(ratio=ratio, p25=p25, p75=p75, slim_ms=slim.summary.median_ms, dense_ms=dense.summary.median_ms)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,7 +104,7 @@ def score_channels(
     *,
     reduction: Reduction = "mean",
     normalization: Normalization | None = None,
-    readers: bool = False,
+    consumers: bool = False,
 ) -> FloatArray:
     """Return one score per channel.
 
@@ -115,7 +115,7 @@ def score_channels(
         reduction: How the scores of everything that a channel is made of are combined.
         normalization: `mean` divides by the mean of the channel's group, so that groups compare in a global ranking;
             `none` compares raw scores. Default: the criterion's own.
-        readers: The slices of weights that read a channel count as well, each like a filter.
+        consumers: The slices of weights that read a channel count as well, each like a filter.
 
     Returns:
         Shape (channels,). Channels that the criterion cannot score get infinity: they are the last to go.
@@ -126,7 +126,7 @@ def score_channels(
     total = np.zeros(graph.channel_count)
     largest = np.full(graph.channel_count, -np.inf)
     members = np.zeros(graph.channel_count)
-    for key, scores in criterion.score(_with_readers(graph) if readers else graph, evidence):
+    for key, scores in criterion.score(_with_consumers(graph) if consumers else graph, evidence):
         channels = graph.axes[key].channels
         if not np.isfinite(scores).all():
             raise ConfigError(f"'{key[0]}' has scores that are not finite", expected="finite weights")
@@ -139,7 +139,7 @@ def score_channels(
     return _normalized(graph, combined) if (normalization or criterion.normalization) == "mean" else combined
 
 
-def _with_readers(graph: ChannelGraph) -> ChannelGraph:
+def _with_consumers(graph: ChannelGraph) -> ChannelGraph:
     """Return a graph whose consumers are called producers: so criteria look at them in the same way."""
     axes = {
         key: replace(axis, role=Role.PRODUCER) if axis.role is Role.CONSUMER else axis

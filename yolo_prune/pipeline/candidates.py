@@ -32,7 +32,7 @@ from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
 from yolo_prune.importance import CRITERIA, FloatArray
 from yolo_prune.pipeline.record import Record
 from yolo_prune.plan import PrunePlan, plan_from_keep
-from yolo_prune.search.workers import Alone, Crew, on_ray
+from yolo_prune.search.workers import InProcess, WorkerPool, on_ray
 
 RECORD, SCORES = "candidates.jsonl", "importance.npy"
 
@@ -197,7 +197,7 @@ class Candidates:
             workers=config.workers, device=config.device,
         )  # fmt: skip
         self._open = contextlib.ExitStack()
-        self._crew: Crew | None = None
+        self._pool: WorkerPool | None = None
 
     @cached_property
     def scores(self) -> FloatArray:
@@ -272,17 +272,17 @@ class Candidates:
             self.record.add(line)
             print(f"candidate {number} ({len(self.lines)} scored): {line['score']:.3f}", flush=True)
 
-    def _workers(self) -> Crew:
+    def _workers(self) -> WorkerPool:
         """Return who scores; the workers of a cluster stay until the end of the `with`."""
-        if self._crew is None and self._config.ray is None:
+        if self._pool is None and self._config.ray is None:
             if self._config.threads:
                 torch.set_num_threads(self._config.threads)
-            self._crew = Alone(self._here)
-        elif self._crew is None:
+            self._pool = InProcess(self._here)
+        elif self._pool is None:
             gpus = 0.0 if self._config.device == "cpu" else 1.0
-            crew = on_ray(self._make, address=str(self._config.ray), cpus=self._config.threads or 1, gpus=gpus)
-            self._crew = self._open.enter_context(crew)
-        return self._crew
+            pool = on_ray(self._make, address=str(self._config.ray), cpus=self._config.threads or 1, gpus=gpus)
+            self._pool = self._open.enter_context(pool)
+        return self._pool
 
     def plan(self, widths: IntArray, choice: Mapping[str, Any]) -> PrunePlan:
         """Return the plan of widths, shape (groups,)."""

@@ -132,36 +132,41 @@ def _confirmed(
     target: float,
     profile: Profile,
 ) -> tuple[BoolArray, LatencyOutcome]:
-    """Time plans and aim anew until one is close; return the closest."""
-    best: tuple[float, BoolArray, LatencyOutcome] | None = None
-    aim, seen = target, set[bytes]()
+    """Time plans and aim anew until one is close; return the closest whose second timing agrees.
+
+    The first timing of it was picked because it was close, so it is too good to be told.
+    """
+    tried: list[tuple[float, BoolArray, float]] = []
+    aim = target
     for number in range(1, TRIES + 1):
-        timed = timer.time(keep)
-        seen.add(keep.tobytes())
-        off = timed.ratio / target - 1.0
-        print(f"[{number}/{TRIES}] predicted {predicted:.3f}, measured {timed.ratio:.3f}", flush=True)
-        outcome = LatencyOutcome(target=target, predicted=predicted, timed=timed, profile=profile)
-        if best is None or abs(off) < best[0]:
-            best = (abs(off), keep, outcome)
-        if abs(off) <= CLOSE:
+        ratio = timer.time(keep).ratio
+        print(f"[{number}/{TRIES}] predicted {predicted:.3f}, measured {ratio:.3f}", flush=True)
+        tried.append((ratio, keep, predicted))
+        if _off(ratio, target) <= CLOSE:
             break
-        aim *= target / timed.ratio
+        aim *= target / ratio
         try:
             keep, predicted = planned(min(aim, 0.999))
         except InfeasibleTargetError:
             break  # what the floors allow was not enough
-        if keep.tobytes() in seen:
+        if any((keep == known).all() for _, known, _ in tried):
             break
-    assert best is not None  # the first one was timed
-    off, keep, outcome = best
-    if off > WITHIN:
-        raise InfeasibleTargetError(
-            f"target_latency={target:g} was not confirmed: the nearest of {len(seen)} networks took "
-            f"{outcome.timed.ratio:.3f} of the dense one's time",  # type: ignore[union-attr]  # it was timed
-            expected=f"a network within {WITHIN:.0%} of the target",
-            remedy="another target, lower min_channels or round_to, a larger profile, or a quieter machine",
-        )
-    return keep, outcome
+    tried.sort(key=lambda one: _off(one[0], target))
+    for _, keep, predicted in (one for one in tried if _off(one[0], target) <= WITHIN):
+        timed = timer.time(keep)
+        print(f"timed again: {timed.ratio:.3f}", flush=True)
+        if _off(timed.ratio, target) <= WITHIN:
+            return keep, LatencyOutcome(target=target, predicted=predicted, timed=timed, profile=profile)
+    raise InfeasibleTargetError(
+        f"target_latency={target:g} was not confirmed: the nearest of {len(tried)} networks took {tried[0][0]:.3f} of "
+        "the dense one's time at first",
+        expected=f"a network within {WITHIN:.0%} of the target, twice",
+        remedy="another target, lower min_channels or round_to, a larger profile, or a quieter machine",
+    )
+
+
+def _off(ratio: float, target: float) -> float:
+    return abs(ratio / target - 1.0)
 
 
 def _budget(profile: Profile, aim: float, model: LatencyModel) -> Budget:

@@ -135,9 +135,11 @@ def _time(
     with timing_beside(
         source, graph, backend=config.backend, imgsz_px=config.imgsz, threads=config.threads, runs=config.runs
     ) as beside:
+        best: int | None = None
         for number in numbers:
-            multiple = None if number < PROBES else _multiple(graph, record)
-            widths, multiple = drawn(graph, seed=config.seed, number=number, multiple=multiple)
+            if number >= PROBES and best is None:
+                best = _multiple(graph, record)
+            widths, multiple = drawn(graph, seed=config.seed, number=number, multiple=best)
             timed = beside.time(lowest_go(graph, scores, widths))
             line = {
                 "number": number,

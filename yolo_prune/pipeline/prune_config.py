@@ -31,7 +31,7 @@ class PruneConfig:
     criterion: str = setting("l2", help=f"which channels matter: {', '.join(CRITERIA)}")
     allocation: str = setting("global", help=f"how many go where: {', '.join(PATHS)}")
     reduction: str = setting("mean", help="how a channel's scores are combined: sum, mean, max")
-    readers: bool = setting(False, help="slices of weights that read a channel count in its score, like its filters")
+    consumers: bool = setting(False, help="slices of weights that read a channel count in its score, like its filters")
     normalization: str | None = setting(
         None, help="none or mean (divide by the group's mean); default: the criterion's"
     )
@@ -51,7 +51,7 @@ class PruneConfig:
     recalibrate: int = setting(
         0, help="measure batch-norm statistics anew on so many batches of data=, after the proof", unit="batches"
     )
-    fold: bool = setting(False, help="fold the constants of removed channels into their readers")
+    fold: bool = setting(False, help="fold the constants of removed channels into their consumers")
     plan: str | None = setting(None, help="apply this plan (JSON) instead of choosing")
     save_plan: str | None = setting(None, help="also write the plan to this JSON file; must not exist")
     json: str | None = json_setting("the table")
@@ -61,7 +61,7 @@ ROUND_TO = 8
 """Widths are multiples of this unless something else is known; most kernels like it."""
 
 CHOICES = ("target_macs", "target_params", "target_latency", "profile", "criterion", "allocation", "reduction",
-           "readers", "normalization", "min_channels", "max_fraction", "round_to", "attention", "batches", "ratios",
+           "consumers", "normalization", "min_channels", "max_fraction", "round_to", "attention", "batches", "ratios",
            "sensitivity")  # fmt: skip
 """Settings that choose channels, which a plan has done already."""
 
@@ -106,9 +106,9 @@ def choices(config: PruneConfig) -> Choices:
     require_choice("allocation", config.allocation, PATHS)
     require_choice("reduction", config.reduction, ("sum", "mean", "max"))
     require_choice("normalization", config.normalization or "none", ("none", "mean"))
-    if config.readers and config.criterion not in BY_FILTERS:
+    if config.consumers and config.criterion not in BY_FILTERS:
         raise ConfigError(
-            f"readers=true with criterion={config.criterion}, which looks at no filters",
+            f"consumers=true with criterion={config.criterion}, which looks at no filters",
             expected=f"one that does: {', '.join(sorted(BY_FILTERS))}",
         )
     require_choice("attention", config.attention, ATTENTION)

@@ -189,7 +189,7 @@ def make_plan(
         criterion,
         reduction=config.reduction,  # type: ignore[arg-type]  # checked by `choices`
         normalization=config.normalization,  # type: ignore[arg-type]
-        readers=config.readers,
+        consumers=config.consumers,
     )
     outcome = None
     if chosen.latency is not None and chosen.profile is not None:
@@ -202,7 +202,7 @@ def make_plan(
     choice = {
         "criterion": config.criterion,
         "reduction": config.reduction,
-        "readers": config.readers,
+        "consumers": config.consumers,
         "normalization": config.normalization or CRITERIA[config.criterion].normalization,
         "allocation": config.allocation,
         **asdict(allocation.constraints),

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from yolo_prune.channels import BoolArray, ChannelGraph
@@ -66,10 +65,7 @@ class Beside:
             report = benchmark(
                 {DENSE: self._dense, SLIM: artefact}, imgsz_px=self._imgsz_px, threads=self._threads, runs=self._runs
             )
-        dense, timed = report.entry(DENSE), report.entry(SLIM)
-        ratios = np.asarray(timed.latencies_ms) / np.asarray(dense.latencies_ms)
-        p25, ratio, p75 = (float(value) for value in np.percentile(ratios, [25, 50, 75]))
-        return Timed(ratio=ratio, p25=p25, p75=p75, slim_ms=timed.summary.median_ms, dense_ms=dense.summary.median_ms)
+        return Timed.between(report.entry(SLIM), report.entry(DENSE))
 
 
 @contextlib.contextmanager

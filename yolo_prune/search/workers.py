@@ -24,7 +24,7 @@ READY_S = 120.0
 """Seconds in which one worker has to be there, if none is."""
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """Those who work."""
 
     def work_off(self, tasks: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
@@ -32,7 +32,7 @@ class Crew(Protocol):
         ...
 
 
-class Alone:
+class InProcess:
     """This process: one task after the other."""
 
     def __init__(self, work: Work) -> None:
@@ -45,7 +45,7 @@ class Alone:
 
 
 @contextlib.contextmanager
-def on_ray(make: Callable[[], Work], *, address: str, cpus: int = 1, gpus: float = 0.0) -> Iterator[Crew]:
+def on_ray(make: Callable[[], Work], *, address: str, cpus: int = 1, gpus: float = 0.0) -> Iterator[WorkerPool]:
     """Yield the workers of a Ray cluster; one that dies is replaced, and its task is tried again.
 
     Args:
@@ -62,7 +62,7 @@ def on_ray(make: Callable[[], Work], *, address: str, cpus: int = 1, gpus: float
     """
     ray = connected(address)
     try:
-        yield RayCrew(ray, make, cpus=cpus, gpus=gpus)
+        yield RayPool(ray, make, cpus=cpus, gpus=gpus)
     finally:
         ray.shutdown()
 
@@ -109,7 +109,7 @@ def _silent(address: str, error: Exception) -> ConfigError:
     )
 
 
-class RayCrew:
+class RayPool:
     """The workers of a cluster. Tasks go only to those who have said that they are there.
 
     Args:

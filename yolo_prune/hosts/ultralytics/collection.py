@@ -81,9 +81,7 @@ def collect_evidence(
     return collect(copy, graph, batches, _loss, needs=needs)
 
 
-def scored_on(
-    model: nn.Module, graph: ChannelGraph, criterion: Criterion, images: TrainingImages, **options: Any
-) -> FloatArray:
+def scored_on(model: nn.Module, graph: ChannelGraph, criterion: Criterion, images: TrainingImages) -> FloatArray:
     """Return one score per channel, shape (channels,), by training images where the criterion needs some.
 
     Args:
@@ -91,7 +89,6 @@ def scored_on(
         graph: Its channel graph.
         criterion: Scores channels.
         images: What it looks at.
-        options: Of `score_channels`.
 
     Raises:
         DataError: The yaml or its training split is missing, or does not fit the model.
@@ -99,7 +96,7 @@ def scored_on(
     """
     needs = criterion.needs
     evidence = collect_evidence(model, graph, images, needs=needs) if needs else Evidence.of(model)
-    return score_channels(graph, evidence, criterion, **options)
+    return score_channels(graph, evidence, criterion)
 
 
 def gains_of(model: Any) -> dict[str, Any]:
