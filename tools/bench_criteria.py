@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cells import run_missing
 
 from yolo_prune.allocation import PATHS
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
-from yolo_prune.files import append_line, read_lines, sha256
+from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.importance import CRITERIA
 from yolo_prune.pipeline.prune import prune
@@ -124,11 +125,7 @@ def bench(config: CriteriaConfig) -> CriteriaFigures:
         for allocation in config.allocations
         for criterion in config.criteria
     ]  # fmt: skip
-    for number, cell in enumerate(cells):
-        if dataclasses.asdict(cell) not in [record["cell"] for record in read_lines(Path(config.record))]:
-            print(f"[{number + 1}/{len(cells)}] {cell.criterion}, {cell.allocation}, {cell.budget:.0%}", flush=True)
-            append_line(Path(config.record), measured(config, cell))
-    return CriteriaFigures(records=read_lines(Path(config.record)))
+    return CriteriaFigures(records=run_missing(Path(config.record), cells, lambda cell: measured(config, cell)))
 
 
 def measured(config: CriteriaConfig, cell: Cell) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_recipes import TRAINING, train_in
+from cells import run_missing
 from recipes import OFTEN
 
 from yolo_prune.allocation import PATHS
@@ -28,7 +29,7 @@ from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.export.benchmark import BenchmarkReport
 from yolo_prune.export.profile import Profile, Timed
-from yolo_prune.files import append_line, read_lines, sha256
+from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.importance import CRITERIA
 from yolo_prune.pipeline.deploy import BACKENDS, export_one
@@ -119,19 +120,17 @@ def bench(config: LatencyConfig) -> LatencyFigures:
         require_choice("backend", backend, BACKENDS)
     for split in ("train", "val"):
         require_split(Path(config.data), split)
-    record = Path(config.record)
-    for backend in config.backends:
-        for imgsz in config.imgsz:
-            for target in config.targets:
-                cell = Cell(
-                    model=sha256(Path(config.model))[:12], data=Path(config.data).parent.name, backend=backend,
-                    imgsz_px=imgsz, threads=config.threads, target=target, allocation=config.allocation,
-                    criterion=config.criterion, epochs=config.epochs, seed=config.seed,
-                )  # fmt: skip
-                if dataclasses.asdict(cell) not in [line["cell"] for line in read_lines(record)]:
-                    print(f"{backend}, {imgsz} px, {target:g}", flush=True)
-                    append_line(record, Laboratory(config, cell).run())
-    return LatencyFigures(records=read_lines(record))
+    cells = [
+        Cell(
+            model=sha256(Path(config.model))[:12], data=Path(config.data).parent.name, backend=backend,
+            imgsz_px=imgsz, threads=config.threads, target=target, allocation=config.allocation,
+            criterion=config.criterion, epochs=config.epochs, seed=config.seed,
+        )
+        for backend in config.backends
+        for imgsz in config.imgsz
+        for target in config.targets
+    ]  # fmt: skip
+    return LatencyFigures(records=run_missing(Path(config.record), cells, lambda cell: Laboratory(config, cell).run()))
 
 
 class Laboratory:

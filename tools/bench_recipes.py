@@ -22,13 +22,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cells import run_missing
 from recipe_figures import Cells
 from recipes import CONTROLS, RECIPES, Step
 
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.export.machine import describe_machine
-from yolo_prune.files import append_line, read_lines, sha256
+from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.hosts.ultralytics.surgery import trace_model
@@ -109,11 +110,7 @@ def bench(config: RecipesConfig) -> Cells:
         for budget in config.budgets
         for recipe in config.recipes
     ]  # fmt: skip
-    for number, cell in enumerate(dict.fromkeys(cells)):
-        if dataclasses.asdict(cell) not in [record["cell"] for record in read_lines(Path(config.record))]:
-            print(f"[{number + 1}/{len(cells)}] {cell.name}", flush=True)
-            append_line(Path(config.record), Laboratory(config, cell).run())
-    return Cells(records=read_lines(Path(config.record)))
+    return Cells(records=run_missing(Path(config.record), cells, lambda cell: Laboratory(config, cell).run()))
 
 
 class Laboratory:

@@ -16,12 +16,14 @@ import json
 import os
 import sys
 import time
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from bench_recipes import TRAINING, train_in
+from cells import run_missing
 from recipes import OFTEN
 from search_figures import SearchFigures
 
@@ -30,7 +32,7 @@ from yolo_prune.allocation.budget import lowest_go, solver_for
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
-from yolo_prune.files import append_line, read_lines, sha256
+from yolo_prune.files import sha256
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, write_slim
 from yolo_prune.hosts.ultralytics.collection import TrainingImages, scored_on
@@ -99,16 +101,10 @@ def bench(config: SearchBenchConfig) -> SearchFigures:
     pricing = priced(graph, config.imgsz)
     if config.counted:
         pricing["counted"] = counted(source, graph, config)
-    known = [line["cell"] for line in read_lines(record) if "cell" in line]
-    for criterion in config.criteria:
-        cells = [_cell(config, criterion, number) for number in range(config.candidates)]
-        missing = [cell for cell in cells if dataclasses.asdict(cell) not in known]
-        if missing:
-            laboratory = Laboratory(config, source, graph, criterion)
-            for cell in missing:
-                print(f"{criterion}, candidate {cell.number + 1} of {config.candidates}", flush=True)
-                append_line(record, laboratory.run(cell))
-    return SearchFigures(lines=read_lines(record), pricing=pricing)
+    laboratories = {name: cache(partial(Laboratory, config, source, graph, name)) for name in config.criteria}
+    cells = [_cell(config, criterion, number) for criterion in config.criteria for number in range(config.candidates)]
+    lines = run_missing(record, cells, lambda cell: laboratories[cell.criterion]().run(cell))
+    return SearchFigures(lines=lines, pricing=pricing)
 
 
 def _cell(config: SearchBenchConfig, criterion: str, number: int) -> Cell:
