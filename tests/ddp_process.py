@@ -18,10 +18,9 @@ from torch import distributed, nn
 
 from yolo_prune.hosts.ultralytics.checkpoints import load_model
 from yolo_prune.hosts.ultralytics.distillation import network_of
-from yolo_prune.hosts.ultralytics.gradual import GradualPruning
-from yolo_prune.hosts.ultralytics.sparsity import SparsityTraining
 from yolo_prune.hosts.ultralytics.trainer import SlimDetectionTrainer
-from yolo_prune.pipeline.train import TrainConfig, gradual_options, sparsity_options
+from yolo_prune.pipeline.train_config import TrainConfig
+from yolo_prune.pipeline.training_methods import METHODS, asked_of
 
 OURS = {field.name for field in dataclasses.fields(TrainConfig)}
 
@@ -54,12 +53,8 @@ if __name__ == "__main__":
     nn.parallel.DistributedDataParallel = OnTheCPU
     trainer = TwoProcessTrainer(overrides={**stock, "model": ours.model, "data": ours.data, "device": "cpu"})
     trainer.model = trainer.get_model(weights=load_model(ours.model), cfg=load_model(ours.model).yaml)
-    gradual, sparsity = gradual_options(ours), sparsity_options(ours)
-    for callbacks in (
-        GradualPruning(gradual).callbacks() if gradual else {},
-        SparsityTraining(sparsity).callbacks() if sparsity else {},
-    ):
-        for event, callback in callbacks.items():
+    for name, options in asked_of(ours).items():
+        for event, callback in METHODS[name].training(options).callbacks().items():
             trainer.add_callback(event, callback)
     trainer.train()
     torch.save(network_of(trainer.model).state_dict(), Path(sys.argv[1]))

@@ -22,7 +22,7 @@ from test_training import epochs_in
 
 from yolo_prune.hosts.slim import widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
-from yolo_prune.hosts.ultralytics.trainer import WholeFile, drop_rows, interrupted, renew_best, strip_whole
+from yolo_prune.hosts.ultralytics.run_files import WholeFile, drop_rows, interrupted, renew_best, strip_whole
 
 KILLS = int(os.environ.get("YOLO_PRUNE_KILLS", "1"))
 """Random moments of each kind of run; more are a setting, to be run by hand."""

@@ -28,7 +28,8 @@ from yolo_prune.hosts.slim import MARKER, is_slim, widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, _scores
 from yolo_prune.hosts.ultralytics.export import export_model
-from yolo_prune.hosts.ultralytics.trainer import TRAINERS, interrupted, reset_weights, retarget_classes
+from yolo_prune.hosts.ultralytics.run_files import interrupted
+from yolo_prune.hosts.ultralytics.trainer import TRAINERS, reset_weights, retarget_classes
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.pipeline.train import EvaluationTable

@@ -22,9 +22,9 @@ from yolo_prune.errors import CheckpointError
 from yolo_prune.hosts.slim import MARKER, is_slim, widths
 from yolo_prune.hosts.ultralytics import trainer as host_trainer
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
+from yolo_prune.hosts.ultralytics.run_files import interrupted
 from yolo_prune.hosts.ultralytics.trainer import (
     SlimDetectionTrainer,
-    interrupted,
     reset_weights,
     retarget_classes,
     trainable_copy,

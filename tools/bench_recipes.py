@@ -32,12 +32,13 @@ from yolo_prune.export.machine import describe_machine
 from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
+from yolo_prune.hosts.ultralytics.run_files import interrupted
 from yolo_prune.hosts.ultralytics.surgery import trace_model
-from yolo_prune.hosts.ultralytics.trainer import interrupted
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.pipeline.search import SearchConfig, search
-from yolo_prune.pipeline.train import TrainConfig, train_model
+from yolo_prune.pipeline.train import train_model
+from yolo_prune.pipeline.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "tools" / "records" / "recipes.jsonl"

@@ -84,13 +84,15 @@ def _profile() -> tuple[Any, Callable[..., Result]]:
 
 
 def _train() -> tuple[Any, Callable[..., Result]]:
-    from yolo_prune.pipeline.train import TrainConfig, train_model
+    from yolo_prune.pipeline.train import train_model
+    from yolo_prune.pipeline.train_config import TrainConfig
 
     return TrainConfig, train_model
 
 
 def _finetune() -> tuple[Any, Callable[..., Result]]:
-    from yolo_prune.pipeline.train import FinetuneConfig, finetune
+    from yolo_prune.pipeline.train import finetune
+    from yolo_prune.pipeline.train_config import FinetuneConfig
 
     return FinetuneConfig, finetune
 

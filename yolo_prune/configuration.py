@@ -178,10 +178,16 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def describe(schema: Any) -> list[tuple[str, str, str]]:
-    """Return (key, default with unit, help) of every field, the required ones first, for `--help`."""
+    """Return (key, default with unit, help) of every field, the required ones first, for `--help`.
+
+    A field whose default is a dataclass is described by that one's fields.
+    """
     rows = []
     for field in dataclasses.fields(schema):
         default = _default(field)
+        if dataclasses.is_dataclass(default):  # settings of a part, typed with a dot
+            rows += [(f"{field.name}.{key}", shown, text) for key, shown, text in describe(type(default))]
+            continue
         shown = "required" if default == MISSING else _as_typed(default)
         unit = field.metadata.get("unit", "")
         rows.append((field.name, f"{shown} {unit}".strip(), field.metadata.get("help", "")))

@@ -76,7 +76,7 @@ def slim_content(
 
 def provenance(slim: nn.Module, source: Checkpoint, plan: PrunePlan) -> dict[str, Any]:
     """Return where a slim model comes from, as plain values."""
-    earlier = getattr(source.model, MARKER, None)
+    earlier = getattr(source.model, MARKER, {})
     return {
         "version": __version__,
         "source_sha256": source.sha256,
@@ -84,13 +84,28 @@ def provenance(slim: nn.Module, source: Checkpoint, plan: PrunePlan) -> dict[str
         "before": vars(plan.before).copy(),
         "after": vars(plan.after).copy(),
         "widths": widths(slim),
-        "lineage": [*earlier["lineage"], earlier["source_sha256"]] if earlier else [],
+        "lineage": [*earlier["lineage"], earlier["source_sha256"]] if "lineage" in earlier else [],
     }
 
 
 def is_slim(model: nn.Module) -> bool:
-    """Return whether a model carries our marker."""
+    """Return whether a model carries our marker: no yaml describes its network, so it is never built anew."""
     return isinstance(getattr(model, MARKER, None), dict)
+
+
+def mark(model: nn.Module, **values: Any) -> None:
+    """Begin the marker of a model, or renew its widths, and add plain values to it."""
+    setattr(model, MARKER, {"version": __version__, **getattr(model, MARKER, {}), "widths": widths(model), **values})
+
+
+UNFINISHED = "unfinished"
+"""Key of the marker that names the method whose structures a network has while it is trained."""
+
+
+def unfinished(model: nn.Module) -> str | None:
+    """Return the name of the method whose structures are still in a network; None if none are."""
+    name = getattr(model, MARKER, {}).get(UNFINISHED)
+    return None if name is None else str(name)
 
 
 def widths(model: nn.Module) -> dict[str, list[int]]:

@@ -19,7 +19,8 @@ from yolo_prune.hosts.slim import write_checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, require_deployable
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, read_data, require_kpt_shape, require_split
 from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
-from yolo_prune.hosts.ultralytics.trainer import interrupted, require_stock_values, reset_weights, stock_keys, train
+from yolo_prune.hosts.ultralytics.run_files import interrupted
+from yolo_prune.hosts.ultralytics.trainer import require_stock_values, reset_weights, stock_keys, train
 from yolo_prune.importance import CRITERIA
 from yolo_prune.pipeline.deploy import RUNS, SUFFIXES, THREADS, export_one, sample_images
 from yolo_prune.pipeline.prune import prune

@@ -16,7 +16,7 @@ from ultralytics.nn.tasks import BaseModel, torch_safe_load
 from yolo_prune.errors import CheckpointError
 from yolo_prune.files import sha256
 from yolo_prune.hosts.refusals import first_line, host_errors_as
-from yolo_prune.hosts.slim import Checkpoint, slim_content, write_checkpoint
+from yolo_prune.hosts.slim import Checkpoint, slim_content, unfinished, write_checkpoint
 from yolo_prune.plan import PrunePlan
 
 LICENSE = "AGPL-3.0 (https://ultralytics.com/license)"
@@ -29,13 +29,18 @@ DEPLOYED_TASKS = ("detect", "segment", "pose", "obb")
 """Tasks whose models can be fine-tuned, evaluated and exported with parity as well."""
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, in_training: bool = False) -> Checkpoint:
     """Read a checkpoint that can be pruned.
 
     The file is unpickled with the host's allow-list of torch and host classes: foreign code in it never runs.
 
+    Args:
+        path: The file.
+        in_training: Accept a network that still has what a method adds to it while it is trained.
+
     Raises:
-        CheckpointError: No such file, not a checkpoint, damaged, foreign classes, fused, or a task without support.
+        CheckpointError: No such file, not a checkpoint, damaged, foreign classes, fused, a task without support, or a
+            network in the middle of a training that changes it.
     """
     content = unpickle(path)
     module = (content.get("ema") or content.get("model")) if isinstance(content, dict) else None
@@ -48,6 +53,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if isinstance(module, DistillationModel):
         module = module.student_model
     model = _require_prunable(module, str(path))
+    method = unfinished(model)
+    if method is not None and not in_training:
+        raise CheckpointError(
+            f"'{path}' is in the middle of a training with method={method}, and has that method's structures",
+            expected="a checkpoint of a training that has finished",
+            remedy="go on with `yolo-prune train resume=true model=` its last.pt",
+        )
     dtype = next(model.parameters()).dtype
     train_args = content.get("train_args")
     return Checkpoint(
@@ -59,13 +71,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def load_model(name: str) -> nn.Module:
+def load_model(name: str, *, in_training: bool = False) -> nn.Module:
     """Return the model of a checkpoint file, or one built from a yaml name.
 
     Raises:
         CheckpointError: As in `read_checkpoint` and `build_from_yaml`.
     """
-    return build_from_yaml(name) if name.endswith((".yaml", ".yml")) else read_checkpoint(Path(name)).model
+    if name.endswith((".yaml", ".yml")):
+        return build_from_yaml(name)
+    return read_checkpoint(Path(name), in_training=in_training).model
 
 
 def build_from_yaml(name: str) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -19,30 +19,35 @@ from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.nn.modules.block import RealNVP
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK, YAML
 from ultralytics.utils.checks import check_yaml
-from ultralytics.utils.torch_utils import strip_optimizer
 
 from yolo_prune.errors import CheckpointError, ConfigError, VerificationError
-from yolo_prune.files import new_file
 from yolo_prune.hosts.refusals import host_errors_as
 from yolo_prune.hosts.replacing import replaced
 from yolo_prune.hosts.slim import MARKER, is_slim, require_widths, widths
-from yolo_prune.hosts.ultralytics.checkpoints import is_fused, require_deployable, unpickle
+from yolo_prune.hosts.ultralytics.checkpoints import is_fused, require_deployable
 from yolo_prune.hosts.ultralytics.distillation import network_of
 from yolo_prune.hosts.ultralytics.evaluation import require_kpt_shape
 from yolo_prune.hosts.ultralytics.refusals import training_refused
-from yolo_prune.methods.slimming.course import forget_record
+from yolo_prune.hosts.ultralytics.run_files import (
+    WholeFile,
+    drop_rows,
+    forget_run,
+    is_resumable,
+    renew_best,
+    strip_whole,
+)
 
 Callback: TypeAlias = Callable[[Any], None]
 """Called by the host's trainer with itself."""
 
+MODEL_SETUP = "on_model_setup"
+"""Event: the network is there, new or read back, and nothing holds it yet: no optimizer, average or other process."""
 
-class WholeFile(type(Path())):  # type: ignore[misc]  # the path class of this system
-    """A path whose bytes are written completely or not at all: the host overwrites `last.pt` where it stands."""
+OPTIMIZER_BUILT = "on_optimizer_built"
+"""Event: the optimizer is there, and no schedule of learning rates yet."""
 
-    def write_bytes(self, data: Any) -> int:
-        """Write a file beside it, then rename."""
-        with new_file(Path(self), replace=True) as temporary:
-            return temporary.write_bytes(data)
+BEFORE_FINAL_EVAL = "on_before_final_eval"
+"""Event, in the first process alone: the last epoch is saved; `best.pt` and `last.pt` are about to be stripped."""
 
 
 class SlimTrainerMixin:
@@ -74,6 +79,18 @@ class SlimTrainerMixin:
         LOGGER.info(f"Training the slim network itself: {sum(p.numel() for p in model.parameters()):,} parameters")
         return model
 
+    def setup_model(self) -> Any:
+        """Make or read the network as the stock trainer does, then tell whoever changes it."""
+        checkpoint = super().setup_model()  # type: ignore[misc]
+        self.run_callbacks(MODEL_SETUP)  # type: ignore[attr-defined]
+        return checkpoint
+
+    def build_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Build the stock optimizer, then tell whoever has parameters with settings of their own."""
+        self.optimizer: torch.optim.Optimizer = super().build_optimizer(*args, **kwargs)  # type: ignore[misc]
+        self.run_callbacks(OPTIMIZER_BUILT)  # type: ignore[attr-defined]
+        return self.optimizer
+
     def _setup_train(self) -> None:
         if not self.resume and RANK in {-1, 0}:  # type: ignore[attr-defined]
             forget_run(self.save_dir)  # type: ignore[attr-defined]
@@ -93,6 +110,8 @@ class SlimTrainerMixin:
 
     def final_eval(self) -> None:
         """Strip the checkpoints and evaluate as the stock trainer does, which would strip them where they stand."""
+        if RANK in {-1, 0}:
+            self.run_callbacks(BEFORE_FINAL_EVAL)  # type: ignore[attr-defined]
         with replaced(host_trainer, strip_optimizer=strip_whole):
             super().final_eval()  # type: ignore[misc]
 
@@ -164,56 +183,6 @@ def warn_of_few_steps(trainer: Any) -> None:
             f"about {steps} optimizer steps in {trainer.epochs} epochs: few for a network that lost channels, since "
             f"the host gathers {trainer.accumulate} batches for each; nbs={trainer.batch_size} takes {batches}"
         )
-
-
-def forget_run(folder: Path) -> None:
-    """Delete what an earlier run left in a folder that is used again: it would be taken for this run's state."""
-    forget_record(folder)
-    for file in folder.glob("pruning*.json"):
-        file.unlink(missing_ok=True)
-
-
-def renew_best(last: Path, best: Path) -> None:
-    """Replace a best checkpoint of other widths than the last one by that.
-
-    The host writes the last one first: killed in between, right after channels went, it leaves a best one of the
-    larger network, with a fitness that no slim one may ever reach.
-    """
-    if best.is_file() and last.is_file() and widths(_network_in(best)) != widths(_network_in(last)):
-        with new_file(best, replace=True) as temporary:
-            temporary.write_bytes(last.read_bytes())
-
-
-def _network_in(checkpoint: Path) -> nn.Module:
-    content = unpickle(checkpoint)
-    network: nn.Module = network_of(content.get("ema") or content["model"])
-    return network
-
-
-def strip_whole(file: str | Path, s: str = "", updates: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Do as the host's `strip_optimizer`, with its arguments, but write the file completely or not at all."""
-    target = Path(s or file)
-    with new_file(target, replace=True) as temporary:
-        with replaced(LOGGER, disabled=True):  # it would name the temporary file
-            content: dict[str, Any] = strip_optimizer(file, str(temporary), updates)
-        if not content:
-            raise CheckpointError(f"'{file}' cannot be read back", expected="the checkpoint that was just written")
-    LOGGER.info(f"Optimizer stripped from {target}, {target.stat().st_size / 1e6:.1f}MB")
-    return content
-
-
-def drop_rows(results: Path, *, after: int) -> None:
-    """Drop the rows of epochs that a resumed run repeats: the host writes a row before the checkpoint.
-
-    Args:
-        results: The host's results.csv.
-        after: Epochs that are done.
-    """
-    head, *rows = results.read_text(encoding="utf-8").splitlines() if results.is_file() else [""]
-    done = [row for row in rows if int(row.split(",")[0]) <= after]
-    if len(done) < len(rows):
-        with new_file(results, replace=True) as temporary:
-            temporary.write_text("\n".join([head, *done, ""]), encoding="utf-8")
 
 
 def trainable_copy(weights: nn.Module) -> nn.Module:
@@ -318,7 +287,7 @@ def train(
             expected="the slim checkpoint's own weights: no yaml describes its widths",
             remedy="leave `pretrained` out",
         )
-    if resume and not _is_resumable(yolo.ckpt):
+    if resume and not is_resumable(yolo.ckpt):
         raise CheckpointError(
             f"'{model}' has no training to resume: it is finished or never began",
             expected="the last.pt of an interrupted run",
@@ -330,22 +299,6 @@ def train(
     yolo.train(trainer=TRAINERS[yolo.task], resume=resume, **stock)
     best: Path = yolo.trainer.best
     return best if best.is_file() else yolo.trainer.last
-
-
-def interrupted(folder: Path) -> Literal["nothing", "resumable", "finished"]:
-    """Say what a training left in its folder."""
-    try:
-        content = unpickle(folder / "weights" / "last.pt")
-    except CheckpointError:  # absent, or cut off while it was written: there is nothing to go on from
-        return "nothing"
-    return "resumable" if _is_resumable(content) else "finished"
-
-
-def _is_resumable(content: Any) -> bool:
-    """Return whether epochs are left; the host strips the training state when it finishes, but not if killed then."""
-    if not content or content.get("optimizer") is None:
-        return False
-    return 0 <= int(content.get("epoch", -1)) < int(content["train_args"]["epochs"]) - 1
 
 
 def reset_weights(model: Any, *, seed: int) -> None:

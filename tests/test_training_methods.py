@@ -1,0 +1,116 @@
+"""What every method of training stands on: events of the trainer, unfinished networks, methods that act alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoint_files import save_as_host
+from models import lively
+from test_training import QUICK
+
+from yolo_prune.configuration import describe, parse, setting
+from yolo_prune.errors import ConfigError
+from yolo_prune.hosts.slim import is_slim, mark, unfinished, widths
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
+from yolo_prune.hosts.ultralytics.trainer import BEFORE_FINAL_EVAL, MODEL_SETUP, OPTIMIZER_BUILT, train
+from yolo_prune.pipeline.train_config import TrainConfig
+from yolo_prune.pipeline.training_methods import METHODS, asked_of
+
+
+@pytest.mark.slow
+def test_events_come_when_methods_can_still_change_what_they_are_for(slim_checkpoint, tiny_data, tmp_path):
+    seen: list[tuple[str, bool, bool]] = []
+
+    def note(event: str, trainer: Any) -> None:
+        seen.append((event, trainer.optimizer is None, getattr(trainer, "ema", None) is None))
+        if event == OPTIMIZER_BUILT:
+            assert getattr(trainer, "scheduler", None) is None
+        if event == BEFORE_FINAL_EVAL:
+            assert read_checkpoint(trainer.last).model is not None
+
+    events = (MODEL_SETUP, OPTIMIZER_BUILT, "on_pretrain_routine_end", BEFORE_FINAL_EVAL)
+    callbacks = {event: lambda trainer, event=event: note(event, trainer) for event in events}
+    place = {"project": str(tmp_path), "name": "a"}
+    train(slim_checkpoint, callbacks=[callbacks], data=str(tiny_data), epochs=1, **place, **QUICK)
+    assert seen == [
+        (MODEL_SETUP, True, True),
+        (OPTIMIZER_BUILT, False, True),
+        ("on_pretrain_routine_end", False, False),
+        (BEFORE_FINAL_EVAL, False, False),
+    ]
+
+
+class TestUnfinishedNetworks:
+    @pytest.fixture
+    def left(self, desk) -> Path:
+        """The last.pt of a training that was killed while its network had a method's structures."""
+        model = lively("yolov8n")
+        mark(model, unfinished="resrep")
+        assert is_slim(model)
+        return save_as_host(model, desk / "last.pt")
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["prune", "target_macs=0.5", "out=slim.pt"],
+            ["inspect"],
+            ["export", "format=onnx", "out=exports"],
+            ["train", "data=data.yaml", "epochs=1"],
+        ],
+    )
+    @pytest.mark.usefixtures("data")
+    def test_nothing_but_resuming_takes_them(self, refused, left, words):
+        message = refused(words[0], f"model={left}", *words[1:])
+        assert "in the middle of a training with method=resrep" in message
+        assert "resume=true" in message
+
+    def test_resuming_does(self, left):
+        model = read_checkpoint(left, in_training=True).model
+        assert unfinished(model) == "resrep"
+        assert unfinished(lively("yolov8n")) is None
+
+    def test_a_mark_keeps_what_was_there_and_renews_widths(self):
+        model: Any = lively("yolov8n")
+        mark(model, lineage=["a"])
+        model.model[0].conv = type(model.model[0].conv)(3, 12, 3)
+        mark(model, zeros=1)
+        assert model.yolo_prune["lineage"] == ["a"]
+        assert model.yolo_prune["zeros"] == 1
+        assert model.yolo_prune["widths"] == widths(model)
+
+
+class TestMethodsTogether:
+    WORDS = dataclasses.replace(TrainConfig(model="a.pt", sparsity="auto"), prune_every=1, target_macs=0.5)
+
+    def test_those_that_can_act_together_in_their_order(self):
+        assert list(asked_of(self.WORDS)) == ["pruning", "sparsity"]
+
+    def test_one_that_must_be_alone_is_refused_beside_others(self, monkeypatch):
+        monkeypatch.setitem(METHODS, "sparsity", dataclasses.replace(METHODS["sparsity"], alone=True))
+        with pytest.raises(ConfigError, match="pruning and sparsity in one training") as error:
+            asked_of(self.WORDS)
+        assert "sparsity alone" in str(error.value)
+        assert list(asked_of(dataclasses.replace(self.WORDS, prune_every=None, target_macs=None))) == ["sparsity"]
+
+
+@dataclasses.dataclass
+class Part:
+    share: float = setting(0.5, help="how much", unit="of it")
+
+
+@dataclasses.dataclass
+class Whole:
+    name: str = setting("a", help="its name")
+    part: Part = dataclasses.field(default_factory=Part)
+
+
+def test_settings_of_a_part_are_typed_and_described_with_a_dot():
+    assert describe(Whole) == [("name", "a", "its name"), ("part.share", "0.5 of it", "how much")]
+    found, _ = parse(Whole, ["part.share=0.25"])
+    assert found == Whole(part=Part(share=0.25))
+    for wrong in ("part.shrae=1", "part.share=much"):
+        with pytest.raises(ConfigError):
+            parse(Whole, [wrong])

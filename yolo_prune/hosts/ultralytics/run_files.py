@@ -1,0 +1,93 @@
+"""Files in the folder of a training: written whole, brought to one epoch on resume, read to see what is left to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+from ultralytics.utils import LOGGER
+from ultralytics.utils.torch_utils import strip_optimizer
+
+from yolo_prune.errors import CheckpointError
+from yolo_prune.files import new_file
+from yolo_prune.hosts.replacing import replaced
+from yolo_prune.hosts.slim import widths
+from yolo_prune.hosts.ultralytics.checkpoints import unpickle
+from yolo_prune.hosts.ultralytics.distillation import network_of
+from yolo_prune.methods.slimming.course import forget_record
+
+
+class WholeFile(type(Path())):  # type: ignore[misc]  # the path class of this system
+    """A path whose bytes are written completely or not at all: the host overwrites `last.pt` where it stands."""
+
+    def write_bytes(self, data: Any) -> int:
+        """Write a file beside it, then rename."""
+        with new_file(Path(self), replace=True) as temporary:
+            return temporary.write_bytes(data)
+
+
+def forget_run(folder: Path) -> None:
+    """Delete what an earlier run left in a folder that is used again: it would be taken for this run's state."""
+    forget_record(folder)
+    for file in folder.glob("pruning*.json"):
+        file.unlink(missing_ok=True)
+
+
+def renew_best(last: Path, best: Path) -> None:
+    """Replace a best checkpoint of other widths than the last one by that.
+
+    The host writes the last one first: killed in between, right after channels went, it leaves a best one of the
+    larger network, with a fitness that no slim one may ever reach.
+    """
+    if best.is_file() and last.is_file() and widths(_network_in(best)) != widths(_network_in(last)):
+        with new_file(best, replace=True) as temporary:
+            temporary.write_bytes(last.read_bytes())
+
+
+def _network_in(checkpoint: Path) -> nn.Module:
+    content = unpickle(checkpoint)
+    network: nn.Module = network_of(content.get("ema") or content["model"])
+    return network
+
+
+def strip_whole(file: str | Path, s: str = "", updates: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Do as the host's `strip_optimizer`, with its arguments, but write the file completely or not at all."""
+    target = Path(s or file)
+    with new_file(target, replace=True) as temporary:
+        with replaced(LOGGER, disabled=True):  # it would name the temporary file
+            content: dict[str, Any] = strip_optimizer(file, str(temporary), updates)
+        if not content:
+            raise CheckpointError(f"'{file}' cannot be read back", expected="the checkpoint that was just written")
+    LOGGER.info(f"Optimizer stripped from {target}, {target.stat().st_size / 1e6:.1f}MB")
+    return content
+
+
+def drop_rows(results: Path, *, after: int) -> None:
+    """Drop the rows of epochs that a resumed run repeats: the host writes a row before the checkpoint.
+
+    Args:
+        results: The host's results.csv.
+        after: Epochs that are done.
+    """
+    head, *rows = results.read_text(encoding="utf-8").splitlines() if results.is_file() else [""]
+    done = [row for row in rows if int(row.split(",")[0]) <= after]
+    if len(done) < len(rows):
+        with new_file(results, replace=True) as temporary:
+            temporary.write_text("\n".join([head, *done, ""]), encoding="utf-8")
+
+
+def interrupted(folder: Path) -> Literal["nothing", "resumable", "finished"]:
+    """Say what a training left in its folder."""
+    try:
+        content = unpickle(folder / "weights" / "last.pt")
+    except CheckpointError:  # absent, or cut off while it was written: there is nothing to go on from
+        return "nothing"
+    return "resumable" if is_resumable(content) else "finished"
+
+
+def is_resumable(content: Any) -> bool:
+    """Return whether epochs are left; the host strips the training state when it finishes, but not if killed then."""
+    if not content or content.get("optimizer") is None:
+        return False
+    return 0 <= int(content.get("epoch", -1)) < int(content["train_args"]["epochs"]) - 1

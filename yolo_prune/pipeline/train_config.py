@@ -1,0 +1,47 @@
+"""Settings of `train` and `finetune`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from yolo_prune.allocation import PATHS
+from yolo_prune.configuration import json_setting, setting
+from yolo_prune.hosts.ultralytics.sparsity import SCOPES
+from yolo_prune.importance import CRITERIA
+from yolo_prune.methods.slimming.strength import MODES, SCHEDULES
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Settings of `train`; every training key of the host (epochs=, lr0=, cfg=, ...) may be added."""
+
+    model: str = setting(help="checkpoint, dense or slim, a yaml name, or the last.pt of an interrupted run")
+    data: str | None = setting(None, help="data yaml; may stand in cfg=, and is known with resume=true")
+    resume: bool = setting(False, help="continue the interrupted run of `model`, its sparsity included")
+    sparsity: str | None = setting(None, help="strength of the penalty on batch-norm scales, or auto")
+    sparsity_mode: str = setting("proximal", help=f"{' or '.join(MODES)} (SGD only)")
+    sparsity_schedule: str = setting("constant", help=f"how the strength decays: {', '.join(SCHEDULES)}")
+    sparsity_scope: list[str] = setting(list(SCOPES), help="parts of the network that are penalised")
+    sparsity_share: float = setting(0.5, help="share of the penalised channels that auto drives to zero")
+    prune_every: int | None = setting(None, help="prune while training: a step after as many epochs", unit="epochs")
+    prune_steps: int = setting(1, help="number of pruning steps")
+    prune_soft: bool = setting(False, help="zero channels, which may come back; only the last step removes them")
+    target_macs: float | None = setting(None, help="fraction of the MACs that is kept after the last step")
+    criterion: str = setting("taylor", help=f"which channels matter to a step: {', '.join(CRITERIA)}")
+    prune_batches: int = setting(16, help="batches that a criterion which needs data looks at before each step")
+    allocation: str = setting("uniform", help=f"how many go where: {', '.join(PATHS)}")
+    min_channels: int = setting(8, help="fewest that a group keeps", unit="channels")
+    max_fraction: float = setting(0.9, help="largest fraction of a group that may go in a step")
+    round_to: int = setting(8, help="kept widths are multiples of this", unit="channels")
+    distill: str | None = setting(None, help="teacher checkpoint, such as the dense model: the host's distillation")
+    json: str | None = json_setting("the result")
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    """Settings of `finetune`; every training key of the host (epochs=, lr0=, ...) may be added."""
+
+    model: str = setting(help="slim checkpoint, or the last.pt of an interrupted run with resume=true")
+    data: str | None = setting(None, help="data yaml; required unless resume=true")
+    resume: bool = setting(False, help="continue the interrupted run of `model`")
+    json: str | None = json_setting("the result")
