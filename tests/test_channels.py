@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import numpy as np
 import pytest
@@ -182,6 +183,24 @@ def test_a_trace_leaves_every_bit_as_it_was(training: bool) -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(module.training == training for module in model.modules())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_trace_holds_no_activation_that_the_forward_let_go() -> None:
+    """Held until the end, they took more memory than the graph."""
+
+    most = [0]
+
+    class Deep(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen: list[weakref.ref[torch.Tensor]] = []
+            for layer in self:
+                x = layer(x)
+                seen.append(weakref.ref(x))
+                most[0] = max(most[0], sum(value() is not None for value in seen))
+            return x
+
+    trace(Deep(*(nn.Conv2d(3, 3, 1) for _ in range(20))), torch.zeros(1, 3, 8, 8))
+    assert most == [1]
 
 
 def test_apply_leaves_the_dense_model_alone_and_rereads_sizes() -> None:

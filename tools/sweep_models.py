@@ -131,7 +131,7 @@ def sweep_model(case: Case, plans: int, before: dict[str, Any] | None = None) ->
     Returns:
         Plain values; `failure` says what went wrong, and is empty otherwise.
     """
-    started = time.perf_counter()
+    started = time.process_time()
     record: dict[str, Any] = {
         "model": case.name, "family": case.family, "scale": case.scale, "engine": engine_hash(), "wished": plans,
         "plans": 0, "max_abs_error": 0.0, "onnx_max_rel": None, "failure": "", "prunable_macs": 0.0, "locks": {},
@@ -155,7 +155,7 @@ def sweep_model(case: Case, plans: int, before: dict[str, Any] | None = None) ->
             record["plans"] += 1
     except Exception as error:  # whatever fails is a row of the table
         record["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return record | {"seconds": round(record["seconds"] + time.perf_counter() - started, 1)}
+    return record | {"seconds": round(record["seconds"] + time.process_time() - started, 1)}
 
 
 def describe(graph: ChannelGraph) -> dict[str, Any]:

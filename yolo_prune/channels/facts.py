@@ -128,7 +128,6 @@ class Facts:
         self._owners: dict[int, str] = {}
         self._labels: dict[int, Tensor] = {}
         self._views: dict[int, str] = {}
-        self._alive: list[Tensor] = []
         self._planes: dict[int, tuple[Tensor, Tensor]] = {}
         self._calls: dict[Hashable, int] = {}
         self._labels_of_calls: dict[int, list[Tensor | None]] = {}
@@ -154,11 +153,10 @@ class Facts:
         """Return whether a tensor is one of the model's own, a view of one, or carries labels."""
         return id(tensor) in self.names or id(tensor) in self._labels or id(tensor) in self._views
 
-    def forget_activations(self) -> None:
-        """Let go of one forward's values, which are held until then so that no two share an id."""
-        self._labels.clear()
-        self._views.clear()
-        self._alive.clear()
+    def forget_value(self, identity: int) -> None:
+        """Let go of what is known of a value that is gone: another one may get its id."""
+        self._labels.pop(identity, None)
+        self._views.pop(identity, None)
 
     def forget_calls(self) -> None:
         """Let go of what only another forward could use; the solution of the facts needs as much memory."""
@@ -208,7 +206,6 @@ class Facts:
         name = self.weight(parameter)
         if name is not None:
             self._views[id(tensor)] = name
-            self._alive.append(tensor)
 
     # Labels of activations ------------------------------------------------------------------------------------------
     def label(self, tensor: Any) -> Tensor | None:
@@ -230,7 +227,6 @@ class Facts:
         if label.shape != tensor.shape:
             raise TraceError(f"companion of shape {tuple(label.shape)} for a value of shape {tuple(tensor.shape)}")
         self._labels[id(tensor)] = label
-        self._alive.append(tensor)
 
     def set_planes(self, tensor: Tensor, channels: Tensor) -> None:
         """Give an activation one label a plane, from labels of shape (C,) along dim 1."""
@@ -277,6 +273,9 @@ class Facts:
 
     def equate(self, first: Tensor, second: Tensor) -> None:
         """Record that labels of one shape name the same channels, entry by entry, where both name one."""
+        planes = self.planes(first), self.planes(second)
+        if planes[0] is not None and planes[1] is not None and first.shape == second.shape:
+            first, second = planes  # type: ignore[assignment]  # a plane says once what its entries would repeat
         one, other = first.numpy(), second.numpy()
         named = (one >= 0) & (other >= 0)
         if named.all():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import weakref
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -31,15 +32,15 @@ from yolo_prune.errors import TraceError
 
 @dataclass(frozen=True)
 class _Value:
-    """A tensor that a forward made, held so that no two share an id.
+    """A tensor that a forward made.
 
     Attributes:
-        tensor: The tensor.
+        reference: The tensor, not kept alive: what is known of it goes when it goes, since its id may come again.
         number: What made it: (number of the call, place among its results).
         depends: Whether it was computed from the image.
     """
 
-    tensor: Tensor
+    reference: weakref.ref[Tensor]
     number: Hashable
     depends: bool
 
@@ -58,7 +59,8 @@ class LabelTracer(TorchDispatchMode):
     def __init__(self, facts: Facts, example: Tensor) -> None:
         super().__init__()
         self.facts = facts
-        self._values = {id(example): _Value(example, "the image", depends=True)}
+        self._values: dict[int, _Value] = {}
+        self._note(example, "the image", depends=True)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -77,8 +79,21 @@ class LabelTracer(TorchDispatchMode):
         if self.facts.costing or not self.facts.recall(call, results):
             self._apply_rule(func, args, kwargs, out, tensors)
             self.facts.remember(call, results)
-        self._values |= {id(value): _Value(value, (call, place), depends) for place, value in enumerate(results)}
+        for place, value in enumerate(results):
+            self._note(value, (call, place), depends=depends)
         return out
+
+    def _note(self, value: Tensor, number: Hashable, *, depends: bool) -> None:
+        """Know a value until it is gone."""
+        identity = id(value)
+
+        def forget(reference: weakref.ref[Tensor]) -> None:
+            known = self._values.get(identity)
+            if known is not None and known.reference is reference:
+                del self._values[identity]
+                self.facts.forget_value(identity)
+
+        self._values[identity] = _Value(weakref.ref(value, forget), number, depends)
 
     def _depends(self, tensor: Tensor) -> bool:
         """Return whether a value was computed from the image."""
@@ -201,7 +216,6 @@ def _run(facts: Facts, model: nn.Module, example: Tensor, *, training: bool) -> 
         label = facts.label(leaf)
         if label is not None:
             facts.lock(label, OUTPUT)
-    facts.forget_activations()
 
 
 def _forward(model: nn.Module, example: Tensor, *, training: bool, modes: Sequence[AbstractContextManager[Any]]) -> Any:

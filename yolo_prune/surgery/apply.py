@@ -54,13 +54,21 @@ def selected(graph: ChannelGraph, keep: BoolArray, name: str, tensor: Tensor) ->
     """
     value = rescaled(graph, keep, name, tensor.detach())
     axes = [(dim, graph.axes[name, dim]) for dim in range(tensor.dim()) if (name, dim) in graph.axes]
+    cuts: list[tuple[int, Tensor]] = []
     # A grouped axis differs from block to block of rows, so it is cut while the blocks are whole.
     for dim, axis in sorted(axes, key=lambda item: item[1].groups == 1):
         kept = torch.from_numpy(keep[axis.channels])
-        if not kept.all():
-            blocks = zip(value.chunk(axis.groups), kept.chunk(axis.groups), strict=True) if axis.groups > 1 else ()
-            parts = [block.index_select(dim, part.nonzero()[:, 0]) for block, part in blocks]
-            value = torch.cat(parts) if parts else value.index_select(dim, kept.nonzero()[:, 0])
+        if kept.all():
+            continue
+        if axis.groups > 1:
+            blocks = zip(value.chunk(axis.groups), kept.chunk(axis.groups), strict=True)
+            value = torch.cat([block.index_select(dim, part.nonzero()[:, 0]) for block, part in blocks])
+        else:
+            cuts.append((dim, kept.nonzero()[:, 0]))
+    if [dim for dim, _ in cuts] == [0, 1]:  # both at once: what is cut along one axis only would be memory for nothing
+        return value[cuts[0][1][:, None], cuts[1][1]].contiguous()
+    for dim, entries in cuts:
+        value = value.index_select(dim, entries)
     return value
 
 
