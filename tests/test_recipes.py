@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from bench_criteria import CriteriaFigures
-from bench_recipes import OUR_SETTINGS, RECORD, Cell, Laboratory, RecipesConfig, bench
+from bench_recipes import RECORD, Cell, Laboratory, RecipesConfig, bench
 from recipe_figures import Cells
 from recipes import CONTROLS, RECIPES
 from ultralytics.utils import DEFAULT_CFG_DICT
@@ -20,6 +20,7 @@ from yolo_prune.files import append_line, read_lines
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.pipeline.search import SearchConfig
+from yolo_prune.pipeline.train_config import TrainConfig
 
 CELL = Cell(recipe="direct", budget=0.5, seed=0, data="d", model="m", imgsz_px=64, batch=4, dense_epochs=1, epochs=20)
 
@@ -47,7 +48,7 @@ class TestRecipes:
     def test_settings_exist(self, recipe):
         """A misspelt setting would be found out hours later."""
         known = {
-            "train": OUR_SETTINGS | DEFAULT_CFG_DICT.keys(),
+            "train": {field.name for field in dataclasses.fields(TrainConfig)} | DEFAULT_CFG_DICT.keys(),
             "prune": {field.name for field in dataclasses.fields(PruneConfig)},
             "search": {field.name for field in dataclasses.fields(SearchConfig)},
         }

@@ -106,6 +106,41 @@ def test_killed_twice_it_goes_on_where_it_stopped(command, tiny_data, tmp_path):
     assert_others_are_refused(command, settings, folder)
 
 
+@pytest.mark.slow
+def test_the_fine_tune_may_prune_and_be_taught_by_the_dense_model(command, tiny_data, tmp_path):
+    """The recipe that README recommends, in one file; killed between its steps it goes on with them."""
+    steps = {"target_macs": 0.5, "prune_every": 1, "prune_steps": 2, "prune_batches": 1, "distill": "dense"}
+    more = {"prune": {}, "finetune": {**TRAINING, "epochs": 3, **steps}, "control": True}
+    settings, folder = write_settings(tmp_path / "settings.yaml", tiny_data, **more), tmp_path / "run"
+    assert "[2/11] finetune" in run_until_killed("on_train_batch_end", 6, settings)  # the second of its epochs
+    assert command("run", settings).code == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["costs"]["slim"]["macs"] <= 0.5 * summary["costs"]["dense"]["macs"]
+    assert summary["costs"]["slim"] == summary["costs"]["control"]
+    assert 0.0 < summary["verification"]["max_abs_error"] <= 1e-9
+    assert epochs_in(folder / "slim") == epochs_in(folder / "control") == [1, 2, 3]
+    slim, control = (read_checkpoint(folder / name / "weights" / "best.pt").model for name in ("slim", "control"))
+    assert widths(slim) == widths(control)
+    assert [step["step"] for step in json.loads((folder / "slim" / "pruning.json").read_text())["steps"]] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"finetune": {"epochs": 2, "target_macs": 0.5}}, "'prune_every=' is required"),
+        ({"finetune": {"epochs": 2, "prune_every": 1, "target_macs": 0.5}}, "both `prune:` and `finetune:` prune"),
+        ({"train": {"epochs": 2, "prune_every": 1, "target_macs": 0.5}}, "`train:` prunes"),
+        ({"finetune": {"epochs": 2, "distill": "absent.pt"}}, "no file 'absent.pt'"),
+        ({"finetune": {"epochs": 2, "sparsity": "much"}}, "sparsity"),
+    ],
+)
+def test_methods_that_cannot_be_run_are_refused_before_the_first_training(command, tiny_data, tmp_path, more, said):
+    outcome = command("run", write_settings(tmp_path / "settings.yaml", tiny_data, **more))
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
 def assert_complete(folder: Path, printed: str) -> None:
     """Assert that the results of a run are there and agree with each other."""
     settings = json.loads((folder / "run.json").read_text())

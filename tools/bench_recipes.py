@@ -27,7 +27,7 @@ from recipe_figures import Cells
 from recipes import CONTROLS, RECIPES, Step
 
 from yolo_prune.cli import execute, script
-from yolo_prune.configuration import json_setting, require_choice, setting
+from yolo_prune.configuration import json_setting, require_choice, setting, structured
 from yolo_prune.export.machine import describe_machine
 from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
@@ -37,7 +37,7 @@ from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.pipeline.search import SearchConfig, search
-from yolo_prune.pipeline.train import train_model
+from yolo_prune.pipeline.train import split_settings, train_model
 from yolo_prune.pipeline.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,8 +45,6 @@ RECORD = ROOT / "tools" / "records" / "recipes.jsonl"
 
 TRAINING = {"optimizer": "SGD", "lr0": 0.01, "cos_lr": True, "warmup_epochs": 1, "close_mosaic": 5, "plots": False}
 """The host's training keys of every recipe."""
-
-OUR_SETTINGS = {field.name for field in dataclasses.fields(TrainConfig)}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -241,10 +239,9 @@ def train_in(folder: Path, model: Path, data: str, settings: Mapping[str, Any]) 
         train_model(TrainConfig(model=str(folder / "weights" / "last.pt"), resume=True), {})
     elif state == "nothing":
         shutil.rmtree(folder, ignore_errors=True)
-        ours = {key: value for key, value in settings.items() if key in OUR_SETTINGS}
-        stock = {key: value for key, value in settings.items() if key not in OUR_SETTINGS}
+        ours, stock = split_settings(settings)
         stock |= {"project": str(folder.parent.absolute()), "name": folder.name, "exist_ok": True, "verbose": False}
-        train_model(TrainConfig(model=str(model), data=data, **ours), stock)
+        train_model(structured(TrainConfig, {**ours, "model": str(model), "data": data}), stock)
     return folder / "weights" / "best.pt"
 
 

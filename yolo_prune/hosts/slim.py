@@ -98,6 +98,9 @@ def mark(model: nn.Module, **values: Any) -> None:
     setattr(model, MARKER, {"version": __version__, **getattr(model, MARKER, {}), "widths": widths(model), **values})
 
 
+PROOF = "max_abs_error"
+"""Key of the marker: the largest max |silenced - sliced| of the steps in which a training removed channels."""
+
 UNFINISHED = "unfinished"
 """Key of the marker that names the method whose structures a network has while it is trained."""
 

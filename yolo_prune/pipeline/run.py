@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,18 +15,22 @@ from yolo_prune.export.parity import check_parity
 from yolo_prune.export.profile import RESULT as PROFILE
 from yolo_prune.files import new_file, sha256, write_json
 from yolo_prune.hosts.refusals import require_imgsz
-from yolo_prune.hosts.slim import write_checkpoint
+from yolo_prune.hosts.slim import MARKER, PROOF, write_checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, require_deployable
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, read_data, require_kpt_shape, require_split
 from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
 from yolo_prune.hosts.ultralytics.run_files import interrupted
-from yolo_prune.hosts.ultralytics.trainer import require_stock_values, reset_weights, stock_keys, train
+from yolo_prune.hosts.ultralytics.surgery import trace_model
+from yolo_prune.hosts.ultralytics.trainer import require_stock_values, reset_weights, stock_keys
 from yolo_prune.importance import CRITERIA
 from yolo_prune.pipeline.deploy import RUNS, SUFFIXES, THREADS, export_one, sample_images
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig, choices, require_settings
 from yolo_prune.pipeline.stages import Stages
-from yolo_prune.plan import PrunePlan
+from yolo_prune.pipeline.train import split_settings, train_model
+from yolo_prune.pipeline.train_config import TrainConfig
+from yolo_prune.pipeline.training_methods import METHODS, asked_of
+from yolo_prune.plan import PrunePlan, cost_at
 from yolo_prune.report.summary import summarize
 
 SET_BY_RUN = frozenset(
@@ -44,9 +48,9 @@ class RunConfig:
     out: str = setting(help="folder of the run; running again resumes it")
     imgsz: int = setting(640, help="image side everywhere", unit="px")
     seed: int = setting(0, help="seed of every training")
-    train: dict[str, Any] = setting({}, help="the host's training keys for the dense model; epochs: 0 skips it")
-    prune: dict[str, Any] = setting({}, help="settings of `prune`")
-    finetune: dict[str, Any] = setting({}, help="the host's training keys for the slim model")
+    train: dict[str, Any] = setting({}, help="keys of `train` and of the host for the dense model; epochs: 0 skips it")
+    prune: dict[str, Any] = setting({}, help="settings of `prune`; none where the fine-tune itself prunes")
+    finetune: dict[str, Any] = setting({}, help="the same for the slim model; distill: dense takes this run's")
     control: bool = setting(False, help="also train the slim shapes from random weights, as the fine-tune")
     splits: list[str] = setting(["val"], help="splits on which mAP is measured")
     formats: list[str] = setting(["onnx", "ncnn"], help=f"artefacts: {', '.join(SUFFIXES)}")
@@ -87,16 +91,21 @@ def _check(config: RunConfig) -> None:
         require_split(Path(config.data), split)
     _check_training(config.train if config.train.get("epochs") else {})
     _check_training(config.finetune, refused={"pretrained"})
+    if any(METHODS[name].prunes for name in methods_of(config.train)):
+        raise ConfigError(
+            "`train:` prunes", expected="a dense model: it is what the slim one is compared with",
+            remedy="move these settings to `finetune:`",
+        )  # fmt: skip
+    if not prunes_in_training(config):
+        _check_pruning(config)
+    elif config.prune:
+        raise ConfigError("both `prune:` and `finetune:` prune", expected="one of them", remedy="leave `prune:` out")
+    if config.finetune.get("distill", "dense") != "dense":
+        read_checkpoint(Path(config.finetune["distill"]))
     for name in config.formats:
         require_choice("format", name, SUFFIXES)
         require_packages(cast(ExportFormat, name))
     require_measurable(threads=config.threads, runs=config.runs)
-    pruning = prune_settings(config, model="-", out="-")
-    if pruning.plan:
-        PrunePlan.load(Path(pruning.plan))
-    else:
-        choices(pruning)
-    require_settings(pruning, collects=True, recalibrates=True, times=True)
     if not config.model.endswith(".pt") and not config.train.get("epochs"):
         raise ConfigError("train.epochs is 0 and model is no checkpoint", expected="a trained .pt, or epochs to train")
     model: Any = load_model(config.model)
@@ -106,10 +115,32 @@ def _check(config: RunConfig) -> None:
     require_imgsz(config.imgsz, stride=int(model.stride.max()))
 
 
+def _check_pruning(config: RunConfig) -> None:
+    """Refuse settings of the prune stage that it would refuse."""
+    pruning = prune_settings(config, model="-", out="-")
+    if pruning.plan:
+        PrunePlan.load(Path(pruning.plan))
+    else:
+        choices(pruning)
+    require_settings(pruning, collects=True, recalibrates=True, times=True)
+
+
 def _check_training(options: Mapping[str, Any], *, refused: Set[str] = frozenset()) -> None:
     """Refuse training keys that are unknown, that the run sets itself, or whose value the host would refuse."""
-    require_known(options, {*stock_keys()} - SET_BY_RUN - refused)
-    require_stock_values(options)
+    own = {field.name for field in fields(TrainConfig)} | {*stock_keys()}
+    require_known(options, own - SET_BY_RUN - {"json"} - refused)
+    require_stock_values(split_settings(options)[1])
+    methods_of(options)
+
+
+def methods_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of every training method that the settings of a training ask for, by its name."""
+    return asked_of(structured(TrainConfig, {"model": "-", **split_settings(options)[0]}))
+
+
+def prunes_in_training(config: RunConfig) -> bool:
+    """Return whether the fine-tune removes channels itself, so that there is no stage for it."""
+    return any(METHODS[name].prunes for name in methods_of(config.finetune))
 
 
 def prune_settings(config: RunConfig, *, model: str, out: str) -> PruneConfig:
@@ -132,6 +163,7 @@ class _Run:
         self.data = Path(config.data)
         self.names = ["dense", "slim", *(["control"] if config.control else [])]
         exports = len(self.names[:2]) * len(config.formats)
+        self.prunes_in_training = prunes_in_training(config)
         self.stages = Stages(self.folder, 3 + (2 if config.control else 0) + len(self.names) + exports + 1)
         self.checkpoints: dict[str, Path] = {}
 
@@ -143,8 +175,12 @@ class _Run:
         named = [path / PROFILE if (path / PROFILE).is_file() else path for path in named]
         self.stages.open({**settings, "files_sha256": {str(path): sha256(path) for path in named if path.is_file()}})
         self.checkpoints["dense"] = Path(self.stages.run("dense", self.dense)["best"])
-        pruned = self.stages.run("prune", self.prune)
-        self.checkpoints["slim"] = Path(self.stages.run("finetune", self.finetune)["best"])
+        if self.prunes_in_training:
+            self.checkpoints["slim"] = Path(self.stages.run("finetune", self.finetune)["best"])
+            pruned = self.stages.run("pruned", self.pruned)
+        else:
+            pruned = self.stages.run("prune", self.prune)
+            self.checkpoints["slim"] = Path(self.stages.run("finetune", self.finetune)["best"])
         if self.config.control:
             self.stages.run("control_weights", self.control_weights)
             self.checkpoints["control"] = Path(self.stages.run("control", self.control)["best"])
@@ -170,12 +206,24 @@ class _Run:
         return prune(settings).to_json()
 
     def finetune(self) -> dict[str, Any]:
-        """Fine-tune the slim model."""
-        return {"best": str(self._train(str(self.folder / "pruned.pt"), "slim", self.config.finetune))}
+        """Fine-tune the slim model, or the dense one with what makes it slim."""
+        settings = dict(self.config.finetune)
+        if settings.get("distill") == "dense":
+            settings["distill"] = str(self.checkpoints["dense"])
+        start = self.checkpoints["dense"] if self.prunes_in_training else self.folder / "pruned.pt"
+        return {"best": str(self._train(str(start), "slim", settings))}
+
+    def pruned(self) -> dict[str, Any]:
+        """Return what the stage of pruning would have told, where the fine-tune removed channels."""
+        models = [read_checkpoint(self.checkpoints[name]).model for name in ("dense", "slim")]
+        graphs = [trace_model(model) for model in models]
+        before, after = (asdict(cost_at(graph, graph.widths(), self.config.imgsz)) for graph in graphs)
+        proof = float(getattr(models[1], MARKER)[PROOF])
+        return {"plan": {"before": before, "after": after}, "verification": {PROOF: proof}}
 
     def control_weights(self) -> dict[str, Any]:
         """Write the slim shapes with random weights."""
-        source = read_checkpoint(self.folder / "pruned.pt")
+        source = read_checkpoint(self.checkpoints["slim"] if self.prunes_in_training else self.folder / "pruned.pt")
         reset_weights(source.model, seed=self.config.seed)
         path = self.folder / "control.pt"
         content = {"model": source.model, "epoch": -1, "train_args": source.train_args}
@@ -184,7 +232,8 @@ class _Run:
 
     def control(self) -> dict[str, Any]:
         """Train the slim shapes from random weights with the settings of the fine-tune."""
-        return {"best": str(self._train(str(self.folder / "control.pt"), "control", self.config.finetune))}
+        host_keys = split_settings(self.config.finetune)[1]
+        return {"best": str(self._train(str(self.folder / "control.pt"), "control", host_keys))}
 
     def evaluating(self, name: str) -> Callable[[], dict[str, Any]]:
         """Return the stage that measures mAP of a model on every split."""
@@ -246,11 +295,13 @@ class _Run:
         if state == "finished":
             return folder / "weights" / "best.pt"
         if state == "resumable":
-            return train(folder / "weights" / "last.pt", resume=True)
+            return train_model(TrainConfig(model=str(folder / "weights" / "last.pt"), resume=True), {}).best
         shutil.rmtree(folder, ignore_errors=True)
-        fixed = {"data": str(self.data), "imgsz": self.config.imgsz, "seed": self.config.seed}
+        ours, stock = split_settings(options)
+        config = structured(TrainConfig, {**ours, "model": model, "data": str(self.data)})
+        fixed = {"imgsz": self.config.imgsz, "seed": self.config.seed}
         place = {"project": str(self.folder.absolute()), "name": name, "exist_ok": True}
-        return train(model, **{**options, **fixed, **place})
+        return train_model(config, {**stock, **fixed, **place}).best
 
     def _named_copy(self, name: str) -> Path:
         """Copy a checkpoint to a name that says what it is; artefacts are called after it."""

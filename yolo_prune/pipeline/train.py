@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,15 @@ def train_model(config: TrainConfig, stock: dict[str, Any]) -> Training:
                 stock = _with_sgd(stock, name)
     callbacks = [METHODS[name].training(options).callbacks() for name, options in chosen.items()]
     return Training(best=train(config.model, resume=config.resume, callbacks=callbacks, **stock))
+
+
+def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what of the settings of a training is ours, and what the host's."""
+    own = {field.name for field in fields(TrainConfig)}
+    return (
+        {key: value for key, value in settings.items() if key in own},
+        {key: value for key, value in settings.items() if key not in own},
+    )
 
 
 def _known(asked: Mapping[str, Any], folder: Path) -> dict[str, Any]:

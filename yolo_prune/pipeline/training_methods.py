@@ -36,6 +36,7 @@ class Method:
         training: From its options to its callbacks.
         needs_sgd: Whether these options need plain SGD, so that the host must not choose another optimizer by itself.
         alone: Whether no other method can act in the same training.
+        prunes: Whether the network that a training leaves has fewer channels than the one that it began with.
     """
 
     asked: Callable[[TrainConfig], Any]
@@ -43,6 +44,7 @@ class Method:
     training: Callable[[Any], Callbacks]
     needs_sgd: Callable[[Any], bool] = lambda _: False
     alone: bool = False
+    prunes: bool = False
 
 
 def sparsity_options(config: TrainConfig) -> SparsityOptions | None:
@@ -115,7 +117,7 @@ def _require_unset(config: TrainConfig, names: Sequence[str], needed: str) -> No
 
 
 METHODS: dict[str, Method] = {
-    "pruning": Method(asked=gradual_options, known=gradual_options_of, training=GradualPruning),
+    "pruning": Method(asked=gradual_options, known=gradual_options_of, training=GradualPruning, prunes=True),
     "sparsity": Method(
         asked=sparsity_options,
         known=options_of,

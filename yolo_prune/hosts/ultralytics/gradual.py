@@ -18,7 +18,7 @@ from yolo_prune.allocation import PATHS, Allocation, Budget, Constraints, alloca
 from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import sha256, write_json
-from yolo_prune.hosts.slim import MARKER, Checkpoint, is_slim, provenance
+from yolo_prune.hosts.slim import MARKER, PROOF, Checkpoint, is_slim, provenance
 from yolo_prune.hosts.ultralytics.collection import TrainingImages, scored_on
 from yolo_prune.hosts.ultralytics.distillation import (
     bare_copy,
@@ -148,6 +148,7 @@ class GradualPruning:
         slim_average = slim_copy(average, graph, keep)
         proof = verifier(average, graph).verify(slim_average, keep).require()
         marker = {**provenance(slim_average, _source(trainer, average), plan), "folded": False, "step": step}
+        marker[PROOF] = max(proof.max_abs_error, getattr(average, MARKER, {}).get(PROOF, 0.0) if step > 1 else 0.0)
         _replace(trainer, graph, keep, slim_average, marker)
         self._note(trainer, step, plan, proof)
 
