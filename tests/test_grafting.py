@@ -24,12 +24,14 @@ from torch import nn
 from ultralytics.utils.callbacks import default_callbacks
 
 from yolo_prune.channels import trace
+from yolo_prune.cli import main
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.hosts.ultralytics import grafting_nets
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.grafting import grafting_options_of
 from yolo_prune.hosts.ultralytics.grafting_files import (
     epochs_done,
+    forget_nets,
     forget_previous,
     go_back,
     keep_previous,
@@ -387,6 +389,12 @@ class TestFilesOfSeveralNetworks:
         forget_previous(nets)
         assert sorted(path.name for path in (nets[0] / "weights").iterdir()) == ["best.pt", "last.pt"]
 
+    def test_a_folder_that_is_used_again_keeps_nothing_that_could_be_taken_for_the_new_run(self, nets, tmp_path):
+        (tmp_path / "weights").mkdir()
+        (tmp_path / "weights" / "best.pt").touch()
+        forget_nets(tmp_path, nets)
+        assert not list(tmp_path.rglob("*.pt"))
+
     @pytest.mark.parametrize("file", ["best.pt", "last.pt"])
     def test_going_back_may_be_stopped_and_done_again(self, nets, monkeypatch, file):
         from yolo_prune.hosts.ultralytics import grafting_files
@@ -462,12 +470,22 @@ def assert_equal_weights(found: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, slim_checkpoint, tiny_data):
+def trained():
+    """The networks of `whole` after its last epoch, and their averages, by the names of their folders."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, slim_checkpoint, tiny_data, trained):
     """A run of two slim networks that nobody disturbed."""
-    from yolo_prune.cli import main
+
+    def keep(trainer: Any) -> None:
+        trained[trainer.save_dir.name] = states(trainer.model, trainer.ema.ema)
 
     folder = tmp_path_factory.mktemp("whole")
-    assert main(words_for(slim_checkpoint, tiny_data, folder)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(default_callbacks, "on_model_save", [keep])
+        assert main(words_for(slim_checkpoint, tiny_data, folder)) == 0
     return folder / "a"
 
 
@@ -490,6 +508,33 @@ class TestSeveralNetworks:
         assert best.read_bytes() == (whole / record["best"] / "weights" / "best.pt").read_bytes()
         assert_slim(best, slim)
         assert interrupted(whole) == "finished"
+
+    @pytest.mark.usefixtures("whole")
+    def test_networks_and_their_averages_were_blended_alike(self, trained):
+        """A pair is one network after the last graft; network and average of one are not."""
+        first, second = trained["net1"], trained["net2"]
+        for mine, theirs in zip(first, second, strict=True):
+            for name, value in mine.items():
+                torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-6 * (1 + float(value.abs().max())))
+        assert not torch.equal(first[0]["model.0.conv.weight"], first[1]["model.0.conv.weight"])
+
+    @pytest.mark.parametrize("start", ["yolov8n.yaml", "checkpoint"])
+    def test_networks_start_from_one_checkpoint_or_from_seeds_of_their_own(
+        self, command, dense_checkpoint, tiny_data, tmp_path, monkeypatch, start
+    ):
+        found = []
+
+        def look(_: Any, trainers: Any) -> None:
+            found.extend((trainer.model.model[0].conv.weight, next(iter(trainer.train_loader))) for trainer in trainers)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(grafting_nets.NetsTraining, "_look_alike", look)
+        model = dense_checkpoint if start == "checkpoint" else start
+        assert command(*words_for(model, tiny_data, tmp_path)).code == 130
+        (first, images), (second, others) = found
+        assert torch.equal(first, second) == (start == "checkpoint")
+        assert images["im_file"] != others["im_file"]
+        assert not (tmp_path / "a" / "grafting.json").exists()
 
     def test_networks_learn_at_their_own_rates(self, whole):
         rates = []
