@@ -109,6 +109,14 @@ def gradual_options(config: TrainConfig) -> GradualOptions | None:
     )
 
 
+GRAFTING_SETTINGS = {
+    "external": ("nets", "models", "amplitude", "sharpness"),
+    "internal": ("threshold",),
+    "noise": ("noise_base", "threshold"),
+}
+"""What each mode of grafting reads."""
+
+
 def grafting_options(config: TrainConfig) -> GraftingOptions | None:
     """Return how filters are revived; None if they are not.
 
@@ -122,6 +130,12 @@ def grafting_options(config: TrainConfig) -> GraftingOptions | None:
         return None
     if config.prune_every is None:
         _require_unset(config, ("target_macs", *STEP_SETTINGS), "prune_every")
+    require_choice("grafting.mode", config.grafting.mode, GRAFTING_SETTINGS)
+    read = ("mode", *GRAFTING_SETTINGS[config.grafting.mode])
+    for word in changed(config.grafting, [name for name in vars(config.grafting) if name not in read]):
+        raise ConfigError(
+            f"grafting.{word} with grafting.mode={config.grafting.mode}", expected="a setting that this mode reads"
+        )
     options = GraftingOptions(**{**vars(config.grafting), "models": tuple(config.grafting.models)})
     if options.side_by_side and config.distill is not None:
         raise ConfigError(

@@ -35,8 +35,6 @@ class GraftingOptions(Grafting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.models and self.mode != "external":
-            raise ConfigError(f"grafting.models with grafting.mode={self.mode}", expected="grafting.mode=external")
         if self.models and len(self.models) != self.nets:
             raise ConfigError(
                 f"grafting.models names {len(self.models)} checkpoints, grafting.nets={self.nets}",

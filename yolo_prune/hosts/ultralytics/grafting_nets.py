@@ -298,7 +298,7 @@ def _stripped(net: Path) -> Path:
 
 def _fitness_in(checkpoint: Path) -> float:
     found = (unpickle(checkpoint).get("train_metrics") or {}).get("fitness")
-    return -math.inf if found is None else float(found)
+    return 0.0 if found is None else float(found)  # the least that the host gives
 
 
 def _listed(fitness: Mapping[str, float]) -> str:
