@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,13 @@ def train_model(config: TrainConfig, stock: dict[str, Any]) -> Training:
             if METHODS[name].needs_sgd(options):
                 stock = _with_sgd(stock, name)
     callbacks = [METHODS[name].training(options).callbacks() for name, options in chosen.items()]
-    return Training(best=train(config.model, resume=config.resume, callbacks=callbacks, **stock))
+    return Training(best=_trainer_of(chosen)(config.model, resume=config.resume, callbacks=callbacks, **stock))
+
+
+def _trainer_of(chosen: Mapping[str, Any]) -> Callable[..., Path]:
+    """Return what trains: the host's trainer, or a method's own driver of it."""
+    own = [METHODS[name].train(options) for name, options in chosen.items()]
+    return next((driver for driver in own if driver is not None), train)
 
 
 def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from yolo_prune.allocation import PATHS
 from yolo_prune.configuration import json_setting, setting
 from yolo_prune.hosts.ultralytics.sparsity import SCOPES
 from yolo_prune.importance import CRITERIA
+from yolo_prune.methods.grafting import MODES as GRAFTING_MODES
 from yolo_prune.methods.slimming.strength import MODES, SCHEDULES
+
+
+@dataclass(kw_only=True)
+class GraftingConfig:
+    """Settings of `method=grafting`."""
+
+    mode: str = setting("external", help=f"where revived filters come from: {', '.join(GRAFTING_MODES)}")
+    nets: int = setting(2, help="external: networks side by side, each of which takes time and memory")
+    models: list[str] = setting([], help="external: start checkpoint of each network; model= is the first")
+    amplitude: float = setting(0.4, help="external: A, by how much entropies move a layer's own weight from 0.5")
+    sharpness: float = setting(500.0, help="external: c, how soon a difference of entropies does")
+    noise_base: float = setting(0.5, help="noise: a, the standard deviation at epoch t is a^t")
+    threshold: float = setting(0.5, help="noise, internal: a filter below this fraction of its layer's L1 is invalid")
 
 
 @dataclass(kw_only=True)
@@ -34,6 +49,8 @@ class TrainConfig:
     max_fraction: float = setting(0.9, help="largest fraction of a group that may go in a step")
     round_to: int = setting(8, help="kept widths are multiples of this", unit="channels")
     distill: str | None = setting(None, help="teacher checkpoint, such as the dense model: the host's distillation")
+    method: str | None = setting(None, help="what else is done to the network: grafting (revives filters)")
+    grafting: GraftingConfig = dataclasses.field(default_factory=GraftingConfig)
     json: str | None = json_setting("the result")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +12,8 @@ from yolo_prune.allocation import Constraints
 from yolo_prune.configuration import changed, require_choice
 from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.ultralytics.gradual import GradualOptions, GradualPruning, gradual_options_of
+from yolo_prune.hosts.ultralytics.grafting import GraftingOptions, GraftingTraining, grafting_options_of
+from yolo_prune.hosts.ultralytics.grafting_nets import train_nets
 from yolo_prune.hosts.ultralytics.sparsity import SCOPES, SparsityOptions, SparsityTraining, options_of
 from yolo_prune.methods.gradual import PruningSchedule
 from yolo_prune.methods.slimming.strength import MODES, SCHEDULES, strength_of
@@ -37,6 +40,9 @@ class Method:
         needs_sgd: Whether these options need plain SGD, so that the host must not choose another optimizer by itself.
         alone: Whether no other method can act in the same training.
         prunes: Whether the network that a training leaves has fewer channels than the one that it began with.
+        by_name: Whether `method=` asks for it.
+        train: From its options to what trains in the place of the host's `train`, with the same arguments; None where
+            that does.
     """
 
     asked: Callable[[TrainConfig], Any]
@@ -45,6 +51,8 @@ class Method:
     needs_sgd: Callable[[Any], bool] = lambda _: False
     alone: bool = False
     prunes: bool = False
+    by_name: bool = False
+    train: Callable[[Any], Callable[..., Path] | None] = lambda _: None
 
 
 def sparsity_options(config: TrainConfig) -> SparsityOptions | None:
@@ -80,8 +88,9 @@ def gradual_options(config: TrainConfig) -> GradualOptions | None:
     Raises:
         ConfigError: A value that is unknown or out of range, or only one of prune_every= and target_macs=.
     """
-    if config.prune_every is None and config.target_macs is None:
-        _require_unset(config, STEP_SETTINGS, "prune_every")
+    if config.prune_every is None and (config.target_macs is None or config.method is not None):
+        if config.method is None:  # a named method reads some of them
+            _require_unset(config, STEP_SETTINGS, "prune_every")
         return None
     if config.prune_every is None or config.target_macs is None:
         missing = "prune_every" if config.prune_every is None else "target_macs"
@@ -102,6 +111,43 @@ def gradual_options(config: TrainConfig) -> GradualOptions | None:
     )
 
 
+GRAFTING_SETTINGS = {
+    "external": ("nets", "models", "amplitude", "sharpness"),
+    "internal": ("threshold",),
+    "noise": ("noise_base", "threshold"),
+}
+"""What each mode of grafting reads."""
+
+
+def grafting_options(config: TrainConfig) -> GraftingOptions | None:
+    """Return how filters are revived; None if they are not.
+
+    Raises:
+        ConfigError: A value that is unknown or out of range, or distillation beside several networks.
+    """
+    if config.method != "grafting":
+        names = [field.name for field in fields(config.grafting)]
+        for word in changed(config.grafting, names):
+            _refuse_unasked(config, f"grafting.{word}", "method=grafting")
+        return None
+    if config.prune_every is None:
+        _require_unset(config, ("target_macs", *STEP_SETTINGS), "prune_every")
+    require_choice("grafting.mode", config.grafting.mode, GRAFTING_SETTINGS)
+    read = ("mode", *GRAFTING_SETTINGS[config.grafting.mode])
+    for word in changed(config.grafting, [name for name in vars(config.grafting) if name not in read]):
+        raise ConfigError(
+            f"grafting.{word} with grafting.mode={config.grafting.mode}", expected="a setting that this mode reads"
+        )
+    options = GraftingOptions(**{**vars(config.grafting), "models": tuple(config.grafting.models)})
+    if options.side_by_side and config.distill is not None:
+        raise ConfigError(
+            "distill= with grafting.mode=external",
+            expected="networks that learn from each other alone",
+            remedy="distill into the best of them afterwards",
+        )
+    return options
+
+
 def _require_unset(config: TrainConfig, names: Sequence[str], needed: str) -> None:
     """Refuse settings that would do nothing without another one.
 
@@ -109,11 +155,15 @@ def _require_unset(config: TrainConfig, names: Sequence[str], needed: str) -> No
         ConfigError: One of them is not at its default.
     """
     for word in changed(config, names):
-        raise ConfigError(
-            f"{word} without {needed}=",
-            expected=f"{needed}= beside it, or neither",
-            remedy="a resumed run reads its settings from its folder" if config.resume else "",
-        )
+        _refuse_unasked(config, word, f"{needed}=")
+
+
+def _refuse_unasked(config: TrainConfig, word: str, needed: str) -> None:
+    raise ConfigError(
+        f"{word} without {needed}",
+        expected=f"{needed} beside it, or neither",
+        remedy="a resumed run reads its settings from its folder" if config.resume else "",
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -123,6 +173,14 @@ METHODS: dict[str, Method] = {
         known=options_of,
         training=lambda options: SparsityTraining(options, draw=draw_scales),
         needs_sgd=lambda options: options.mode == "subgradient",
+    ),
+    "grafting": Method(
+        asked=grafting_options,
+        known=grafting_options_of,
+        training=GraftingTraining,
+        alone=True,
+        by_name=True,
+        train=lambda options: partial(train_nets, options) if options.side_by_side else None,
     ),
 }
 """Every method by the name that messages have for its settings, in the order in which they act: pruning comes first,
@@ -136,6 +194,8 @@ def asked_of(config: TrainConfig) -> dict[str, Any]:
         ConfigError: A value that is unknown or out of range, a setting of a method that is not asked for, or methods
             that cannot act together.
     """
+    if config.method is not None:
+        require_choice("method", config.method, [name for name, method in METHODS.items() if method.by_name])
     options = {name: method.asked(config) for name, method in METHODS.items()}
     chosen = {name: found for name, found in options.items() if found is not None}
     for name in chosen:

@@ -15,6 +15,8 @@ from yolo_prune.hosts.replacing import replaced
 from yolo_prune.hosts.slim import widths
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
 from yolo_prune.hosts.ultralytics.distillation import network_of
+from yolo_prune.hosts.ultralytics.grafting_files import forget_record as forget_grafting
+from yolo_prune.hosts.ultralytics.grafting_files import state_of_nets
 from yolo_prune.methods.slimming.course import forget_record
 
 
@@ -30,6 +32,7 @@ class WholeFile(type(Path())):  # type: ignore[misc]  # the path class of this s
 def forget_run(folder: Path) -> None:
     """Delete what an earlier run left in a folder that is used again: it would be taken for this run's state."""
     forget_record(folder)
+    forget_grafting(folder)
     for file in folder.glob("pruning*.json"):
         file.unlink(missing_ok=True)
 
@@ -78,7 +81,10 @@ def drop_rows(results: Path, *, after: int) -> None:
 
 
 def interrupted(folder: Path) -> Literal["nothing", "resumable", "finished"]:
-    """Say what a training left in its folder."""
+    """Say what a training, or several side by side, left in its folder."""
+    state = state_of_nets(folder)
+    if state is not None:
+        return state
     try:
         content = unpickle(folder / "weights" / "last.pt")
     except CheckpointError:  # absent, or cut off while it was written: there is nothing to go on from
