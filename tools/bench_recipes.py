@@ -32,7 +32,7 @@ from yolo_prune.export.machine import describe_machine
 from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
-from yolo_prune.hosts.ultralytics.run_files import interrupted
+from yolo_prune.hosts.ultralytics.run_files import interrupted, last_checkpoint
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
@@ -236,7 +236,7 @@ def train_in(folder: Path, model: Path, data: str, settings: Mapping[str, Any]) 
     """
     state = interrupted(folder)
     if state == "resumable":
-        train_model(TrainConfig(model=str(folder / "weights" / "last.pt"), resume=True), {})
+        train_model(TrainConfig(model=str(last_checkpoint(folder)), resume=True), {})
     elif state == "nothing":
         shutil.rmtree(folder, ignore_errors=True)
         ours, stock = split_settings(settings)

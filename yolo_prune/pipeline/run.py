@@ -19,7 +19,7 @@ from yolo_prune.hosts.slim import MARKER, PROOF, write_checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, require_deployable
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, read_data, require_kpt_shape, require_split
 from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
-from yolo_prune.hosts.ultralytics.run_files import interrupted
+from yolo_prune.hosts.ultralytics.run_files import interrupted, last_checkpoint
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.hosts.ultralytics.trainer import require_stock_values, reset_weights, stock_keys
 from yolo_prune.importance import CRITERIA
@@ -295,7 +295,7 @@ class _Run:
         if state == "finished":
             return folder / "weights" / "best.pt"
         if state == "resumable":
-            return train_model(TrainConfig(model=str(folder / "weights" / "last.pt"), resume=True), {}).best
+            return train_model(TrainConfig(model=str(last_checkpoint(folder)), resume=True), {}).best
         shutil.rmtree(folder, ignore_errors=True)
         ours, stock = split_settings(options)
         config = structured(TrainConfig, {**ours, "model": model, "data": str(self.data)})

@@ -116,6 +116,12 @@ def state_of_nets(folder: Path) -> Literal["nothing", "resumable", "finished"] |
     return "resumable" if min(epochs_done(folder / name) for name in record["nets"]) else "nothing"
 
 
+def first_net(folder: Path) -> Path | None:
+    """Return the folder of the first network of a run of several; None where there is no such run."""
+    record = read_record(folder)
+    return folder / next(iter(record["nets"])) if record is not None and record["nets"] else None
+
+
 def _restore_previous(net: Path, common: int) -> None:
     """Put the kept checkpoints back; the last one comes last, since it says whether there is anything to do."""
     if _epochs_in(_previous(net, "last")) != common:

@@ -16,7 +16,7 @@ from yolo_prune.hosts.slim import widths
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
 from yolo_prune.hosts.ultralytics.distillation import network_of
 from yolo_prune.hosts.ultralytics.grafting_files import forget_record as forget_grafting
-from yolo_prune.hosts.ultralytics.grafting_files import state_of_nets
+from yolo_prune.hosts.ultralytics.grafting_files import first_net, state_of_nets
 from yolo_prune.methods.slimming.course import forget_record
 
 
@@ -90,6 +90,11 @@ def interrupted(folder: Path) -> Literal["nothing", "resumable", "finished"]:
     except CheckpointError:  # absent, or cut off while it was written: there is nothing to go on from
         return "nothing"
     return "resumable" if is_resumable(content) else "finished"
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Return the checkpoint from which an interrupted training in a folder is resumed."""
+    return (first_net(folder) or folder) / "weights" / "last.pt"
 
 
 def is_resumable(content: Any) -> bool:
