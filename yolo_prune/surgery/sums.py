@@ -2,7 +2,7 @@
 
 A convolution is linear in its input, so W(x + s) = [W W][x; s]: whoever reads a sum may read the concatenation of its
 terms with the weights repeated, and a term that arrives by several ways takes the sum of the weights. Nothing else may
-stand between the sum and its reader but what is linear and works channel by channel: concatenation, nearest up-sampling.
+stand between the sum and its reader but what is linear and works channel by channel: concatenation, up-sampling.
 
 Source: the RM operation of Meng et al., "RMNet: Equivalently Removing Residual Connection from Networks" (2021), which
 reserves the input through ReLU. This form needs no such thing, so it is exact for any activation before the sum.

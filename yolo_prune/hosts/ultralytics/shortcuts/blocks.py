@@ -39,7 +39,7 @@ from ultralytics.nn.modules.block import (
     ResNetBlock,
     SCDown,
 )
-from ultralytics.nn.modules.conv import Conv, RepConv
+from ultralytics.nn.modules.conv import Conv
 from ultralytics.nn.modules.head import OBB, Detect, Pose, Segment
 
 ALWAYS_ADD: tuple[type[nn.Module], ...] = (PSA, ABlock, C1, GhostBottleneck, RepC3, ResNetBlock)
@@ -131,6 +131,3 @@ def _why(module: nn.Module) -> str:
     if any(isinstance(inner, (CIB, GhostBottleneck)) for inner in module.modules()):
         return "its sums are read by depthwise convolutions"
     return f"{type(module).__name__} is no block that can be taken apart"
-
-
-__all__ = ["RepConv", "adds", "adds_its_input", "inner_blocks", "is_dense", "obstacle_inside", "readers"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from ultralytics.nn.modules.block import Bottleneck
+from ultralytics.nn.modules.block import SPPF, Bottleneck
 from ultralytics.nn.modules.conv import Concat, Conv
 
 from yolo_prune.surgery.sums import Source, Value, whole
@@ -81,8 +81,8 @@ class LayerTable:
 
     def install(self, model: Any) -> None:
         """Make the layers and give them to a model in place of its own, with a yaml that counts them."""
-        layers = [row.make() for row in self.rows]
-        froms = [_from(number, row) for number, row in enumerate(self.rows)]
+        layers: list[Any] = [row.make() for row in self.rows]
+        froms = [self._from(number) for number in range(len(self.rows))]
         for number, (layer, source) in enumerate(zip(layers, froms, strict=True)):
             kind = type(layer)
             layer.i, layer.f, layer.type = number, source, f"{kind.__module__}.{kind.__qualname__}"
@@ -91,6 +91,12 @@ class LayerTable:
         model.model = nn.Sequential(*layers)
         named = [number for source in froms for number in ([source] if isinstance(source, int) else source)]
         model.save = sorted({number for number in named if number != IMAGE})
+
+    def _from(self, number: int) -> int | list[int]:
+        """Return the `f` of a layer. What is read as -1 need not be kept; the host looks up what the head reads."""
+        row, head = self.rows[number], number == len(self.rows) - 1
+        reads = [-1 if at == number - 1 and not (row.several and head) else at for at in row.reads]
+        return reads if row.several else reads[0]
 
     def _yaml(self, old: dict[str, Any], layers: Sequence[Any]) -> dict[str, Any]:
         """Return a yaml with a row for each layer, its output's width written out: nothing is left to scale.
@@ -108,13 +114,6 @@ class LayerTable:
         return {**kept, "backbone": described[:backbone], "head": described[backbone:]}
 
 
-def _from(number: int, row: Row) -> int | list[int]:
-    """Return the `f` of a layer: lists name their layers, for the host looks some up; a single one may be -1."""
-    if row.several:
-        return list(row.reads)
-    return -1 if row.reads[0] == number - 1 else row.reads[0]
-
-
 def _described(layer: Any, width: int, old: Sequence[Any]) -> tuple[str, list[Any]]:
     """Return the type and the arguments of a layer as a yaml has them."""
     if type(layer) is Conv:
@@ -130,8 +129,11 @@ def _described(layer: Any, width: int, old: Sequence[Any]) -> tuple[str, list[An
     name, args = old[2], list(old[3])
     if name.rpartition(".")[2] != type(_first(layer)).__name__:  # a part of the old layer
         return type(layer).__name__, [width]
-    scaled = isinstance(args[0], int) if args else False
-    return name, [width, *args[1:]] if scaled else args
+    if hasattr(layer, "npr"):  # the width of a mask head's prototypes
+        args[2] = layer.npr
+    if type(layer) is SPPF and len(args) > 3:
+        args[3] = layer.add
+    return name, [width, *args[1:]] if args and isinstance(args[0], int) else args
 
 
 def _first(layer: nn.Module) -> nn.Module:
