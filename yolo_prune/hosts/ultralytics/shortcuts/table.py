@@ -118,11 +118,12 @@ def _described(layer: Any, width: int, old: Sequence[Any]) -> tuple[str, list[An
     """Return the type and the arguments of a layer as a yaml has them."""
     if type(layer) is Conv:
         conv = layer.conv
-        shape = [list(conv.kernel_size), list(conv.stride), list(conv.padding), conv.groups, list(conv.dilation)]
+        sizes = [_size(pair) for pair in (conv.kernel_size, conv.stride, conv.padding)]
+        shape = [*sizes, conv.groups, _size(conv.dilation)]
         return "Conv", [width, *shape, not isinstance(layer.act, nn.Identity)]
     if type(layer) is Bottleneck:
         first, second = layer.cv1.conv, layer.cv2.conv
-        kernels = [list(first.kernel_size), list(second.kernel_size)]
+        kernels = [_size(first.kernel_size), _size(second.kernel_size)]
         return "Bottleneck", [width, layer.add, second.groups, kernels, first.out_channels / width]
     if type(layer) is Concat:
         return "Concat", [layer.d]
@@ -134,6 +135,10 @@ def _described(layer: Any, width: int, old: Sequence[Any]) -> tuple[str, list[An
     if type(layer) is SPPF and len(args) > 3:
         args[3] = layer.add
     return name, [width, *args[1:]] if args and isinstance(args[0], int) else args
+
+
+def _size(pair: tuple[int, int]) -> int | list[int]:
+    return pair[0] if pair[0] == pair[1] else list(pair)
 
 
 def _first(layer: nn.Module) -> nn.Module:
