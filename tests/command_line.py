@@ -64,6 +64,7 @@ def words_of(verb: str, model: Path, data: Path, desk: Path) -> list[str]:
     more = {
         "inspect": [],
         "prune": [*PRUNE],
+        "rewrite": ["out=plain.pt"],
         "search": [f"data={data}", "target_macs=0.5", "out=search"],
         "cliff": [f"data={data}", "out=cliff"],
         "sensitivity": [f"data={data}", "out=sensitivity"],

@@ -59,6 +59,12 @@ def _prune() -> tuple[Any, Callable[..., Result]]:
     return PruneConfig, prune
 
 
+def _rewrite() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.rewrite import RewriteConfig, rewrite
+
+    return RewriteConfig, rewrite
+
+
 def _search() -> tuple[Any, Callable[..., Result]]:
     from yolo_prune.pipeline.search import SearchConfig, search
 
@@ -130,6 +136,7 @@ def _yolov5() -> tuple[Any, Callable[..., Any]]:
 VERBS: dict[str, Verb] = {
     "inspect": Verb(summary="show what may be cut of a model, what not and why", load=_inspect),
     "prune": Verb(summary="write a slim, verified checkpoint", load=_prune),
+    "rewrite": Verb(summary="write an equal network without shortcuts, which can be pruned more freely", load=_rewrite),
     "search": Verb(summary="the best of many random plans, by the mAP of recalibrated candidates", load=_search),
     "cliff": Verb(summary="how far a checkpoint can be cut before its recalibrated mAP breaks away", load=_cliff),
     "sensitivity": Verb(summary="what each channel group costs in recalibrated mAP", load=_sensitivity),

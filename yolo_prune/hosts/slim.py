@@ -70,13 +70,17 @@ def slim_content(
     """
     model = copied(slim).to(dtype)
     setattr(model, MARKER, {**provenance(slim, source, plan), "folded": folded, "recalibrated": recalibrated})
-    nothing = dict.fromkeys(("best_fitness", "ema", "updates", "optimizer"))  # no training is under way
+    return checkpoint_content(model)
+
+
+def checkpoint_content(model: nn.Module) -> dict[str, Any]:
+    """Return what a checkpoint holds of a model that is not being trained, whatever the host."""
+    nothing = dict.fromkeys(("best_fitness", "ema", "updates", "optimizer"))
     return {"epoch": -1, "model": model, "date": datetime.now(timezone.utc).isoformat(), **nothing}
 
 
 def provenance(slim: nn.Module, source: Checkpoint, plan: PrunePlan) -> dict[str, Any]:
     """Return where a slim model comes from, as plain values."""
-    earlier = getattr(source.model, MARKER, {})
     return {
         "version": __version__,
         "source_sha256": source.sha256,
@@ -84,8 +88,14 @@ def provenance(slim: nn.Module, source: Checkpoint, plan: PrunePlan) -> dict[str
         "before": vars(plan.before).copy(),
         "after": vars(plan.after).copy(),
         "widths": widths(slim),
-        "lineage": [*earlier["lineage"], earlier["source_sha256"]] if "lineage" in earlier else [],
+        "lineage": lineage(source),
     }
+
+
+def lineage(source: Checkpoint) -> list[str]:
+    """Return the hashes of the checkpoints that a source was made from, the oldest first."""
+    earlier = getattr(source.model, MARKER, {})
+    return [*earlier["lineage"], earlier["source_sha256"]] if "lineage" in earlier else []
 
 
 def is_slim(model: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,17 @@ from ultralytics.nn.tasks import BaseModel, torch_safe_load
 from yolo_prune.errors import CheckpointError
 from yolo_prune.files import sha256
 from yolo_prune.hosts.refusals import first_line, host_errors_as
-from yolo_prune.hosts.slim import Checkpoint, slim_content, unfinished, write_checkpoint
-from yolo_prune.plan import PrunePlan
+from yolo_prune.hosts.slim import (
+    MARKER,
+    Checkpoint,
+    checkpoint_content,
+    lineage,
+    mark,
+    slim_content,
+    unfinished,
+    write_checkpoint,
+)
+from yolo_prune.plan import Cost, PrunePlan
 
 LICENSE = "AGPL-3.0 (https://ultralytics.com/license)"
 """What the host writes into its checkpoints."""
@@ -121,8 +131,36 @@ def write_slim(
         OutputError: `path` exists or cannot be written.
     """
     content = slim_content(slim, source, plan, dtype=dtype, folded=folded, recalibrated=recalibrated)
-    own = {"train_args": source.train_args, "version": _host_version(), "license": LICENSE}
-    write_checkpoint(path, {**content, **own})
+    write_checkpoint(path, {**content, **_own_content(source)})
+
+
+def write_rewritten(path: Path, model: nn.Module, source: Checkpoint, *, before: Cost, after: Cost, kind: str) -> None:
+    """Write a checkpoint of a model that was rewritten, not cut; its marker says from what.
+
+    Weights that were added up are new numbers, which half precision would round again: it is widened to float32.
+
+    Args:
+        path: A new file.
+        model: The rewritten model; its marker is replaced.
+        source: The checkpoint that it was made from.
+        before: What the source's model costs.
+        after: What the rewritten one costs.
+        kind: Name of the rewriting, for the record.
+
+    Raises:
+        OutputError: `path` exists or cannot be written.
+    """
+    wide = torch.promote_types(source.stored_dtype, torch.float32)
+    if hasattr(model, MARKER):
+        delattr(model, MARKER)  # the source's: its plan is none of this model
+    costs = {"before": asdict(before), "after": asdict(after)}
+    mark(model, source_sha256=source.sha256, lineage=lineage(source), rewriting=kind, **costs)
+    write_checkpoint(path, {**checkpoint_content(model.to(wide)), **_own_content(source)})
+
+
+def _own_content(source: Checkpoint) -> dict[str, Any]:
+    """Return what checkpoints of this host hold besides."""
+    return {"train_args": source.train_args, "version": _host_version(), "license": LICENSE}
 
 
 def is_fused(model: Any) -> bool:
