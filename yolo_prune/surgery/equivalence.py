@@ -21,10 +21,10 @@ from yolo_prune.surgery.verify import (
     RELATIVE_TOLERANCE,
     TOLERANCE,
     WEAKEST_RESPONSE,
-    _enliven,
-    _image_channels,
-    _max_abs_error,
-    _outputs,
+    enliven,
+    image_channels,
+    max_abs_error,
+    outputs,
 )
 
 
@@ -96,7 +96,7 @@ def prove_equivalence(
             number or shape.
     """
     generator = torch.Generator().manual_seed(seed)
-    image = torch.rand(1, _image_channels(original), side_px, side_px, generator=generator, dtype=torch.float64)
+    image = torch.rand(1, image_channels(original), side_px, side_px, generator=generator, dtype=torch.float64)
     images = (image, 1.0 - image)
     own = copied(original).double()
     own_rewritten = rewrite(own)
@@ -104,7 +104,7 @@ def prove_equivalence(
     own_error, own_response = _compare(own, own_rewritten, images, host)
     dtype = next(original.parameters()).dtype
     rounded_error, _ = _compare(original, rewritten, (images[0].to(dtype), images[1].to(dtype)), host)
-    _enliven(own, torch.cat(images), generator)
+    enliven(own, torch.cat(images), generator)
     error, response = _compare(own, rewrite(own), images, host)
     return Equivalence(
         max_abs_error=error,
@@ -130,13 +130,13 @@ def _compare(
     """Return how far the rewritten outputs are off, and how much the original's depend on the image."""
     errors, responses = [], []
     for training in (False, True):
-        expected, other = (_outputs(original, image, host, training=training) for image in images)
+        expected, other = (outputs(original, image, host, training=training) for image in images)
         try:
-            found = _outputs(rewritten, images[0], host, training=training)
+            found = outputs(rewritten, images[0], host, training=training)
         except Exception as error:
             raise VerificationError(
                 f"the rewritten network does not run: {error}", expected="a forward", remedy="nothing was saved"
             ) from error
-        errors.append(_max_abs_error(expected, found))
-        responses.append(_max_abs_error(expected, other))
+        errors.append(max_abs_error(expected, found))
+        responses.append(max_abs_error(expected, other))
     return max(errors), min(responses)

@@ -103,8 +103,8 @@ class Verifier:
         self._dense, self._graph, self._host, self._deployed = dense, graph, host or Host(), deployed
         self._reference = copied(dense).double()
         side, generator = graph.cost.imgsz_px, torch.Generator().manual_seed(seed)
-        self._image = torch.rand(1, _image_channels(dense), side, side, generator=generator, dtype=torch.float64)
-        _enliven(self._reference, torch.cat([self._image, 1.0 - self._image]), generator)
+        self._image = torch.rand(1, image_channels(dense), side, side, generator=generator, dtype=torch.float64)
+        enliven(self._reference, torch.cat([self._image, 1.0 - self._image]), generator)
         self._lively = {name: tensor.detach().clone() for name, tensor in named_tensors(self._reference).items()}
 
     def verify(self, slim: nn.Module, keep: BoolArray) -> Verification:
@@ -153,14 +153,13 @@ class Verifier:
     def _compare(self, candidate: nn.Module, *, training: bool) -> tuple[float, float]:
         """Return how far the candidate's outputs are off, and how much the reference's depend on the image."""
         expected, other = (
-            _outputs(self._reference, image, self._host, training=training)
-            for image in (self._image, 1.0 - self._image)
+            outputs(self._reference, image, self._host, training=training) for image in (self._image, 1.0 - self._image)
         )
         try:
-            found = _outputs(candidate, self._image, self._host, training=training)
+            found = outputs(candidate, self._image, self._host, training=training)
         except Exception as error:
             raise _slim_fails(error) from error
-        return _max_abs_error(expected, found), _max_abs_error(expected, other)
+        return max_abs_error(expected, found), max_abs_error(expected, other)
 
     def _counted_macs(self, candidate: nn.Module, side: int) -> int:
         image = torch.zeros(1, self._image.shape[1], side, side)
@@ -177,11 +176,12 @@ def counted_macs(model: nn.Module, image: Tensor) -> int:
     return sum(counter.macs)
 
 
-def _outputs(model: nn.Module, image: Tensor, host: Host, *, training: bool) -> list[Tensor]:
+def outputs(model: nn.Module, image: Tensor, host: Host, *, training: bool) -> list[Tensor]:
+    """Return the tensors that really leave a model, in the structure of training or of inference."""
     return output_tensors(host.outputs(forward_unchanged(model, image, training=training)))
 
 
-def _enliven(model: nn.Module, images: Tensor, generator: torch.Generator) -> None:
+def enliven(model: nn.Module, images: Tensor, generator: torch.Generator) -> None:
     """Give norms random scales and shifts and, one forward long, measure their statistics anew, in place."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     training, momenta = [module.training for module in model.modules()], [norm.momentum for norm in norms]
@@ -207,14 +207,19 @@ def _slim_fails(error: Exception) -> VerificationError:
     )
 
 
-def _max_abs_error(expected: list[Tensor], found: list[Tensor]) -> float:
+def max_abs_error(expected: list[Tensor], found: list[Tensor]) -> float:
+    """Return the largest difference between outputs.
+
+    Raises:
+        VerificationError: There are none, or their number or shapes differ.
+    """
     shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, found)]
     if shapes[0] != shapes[1] or not expected:
         raise VerificationError(f"outputs of shapes {shapes[1]}", expected=f"{shapes[0]}, as the dense model gives")
     return max(float((one - other).abs().max()) for one, other in zip(expected, found, strict=True))
 
 
-def _image_channels(model: nn.Module) -> int:
+def image_channels(model: nn.Module) -> int:
     """Return the input channels of the first convolution."""
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     return first.in_channels

@@ -15,8 +15,8 @@ from yolo_prune.hosts.replacing import replaced
 from yolo_prune.hosts.slim import widths
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
 from yolo_prune.hosts.ultralytics.distillation import network_of
-from yolo_prune.hosts.ultralytics.grafting_files import forget_record as forget_grafting
 from yolo_prune.hosts.ultralytics.grafting_files import first_net, state_of_nets
+from yolo_prune.hosts.ultralytics.grafting_files import forget_record as forget_grafting
 from yolo_prune.methods.slimming.course import forget_record
 
 
