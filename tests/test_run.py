@@ -124,6 +124,21 @@ def test_the_fine_tune_may_prune_and_be_taught_by_the_dense_model(command, tiny_
     assert [step["step"] for step in json.loads((folder / "slim" / "pruning.json").read_text())["steps"]] == [1, 2]
 
 
+@pytest.mark.slow
+def test_what_is_pruned_may_be_rewritten_first(command, dense_checkpoint, tiny_data, tmp_path):
+    more = {"model": str(dense_checkpoint), "train": {}, "rewrite": {"shortcuts": "remove"}, "formats": ["onnx"]}
+    more["finetune"] = {**TRAINING, "epochs": 1}
+    settings, folder = write_settings(tmp_path / "settings.yaml", tiny_data, **more), tmp_path / "run"
+    assert command("run", settings).code == 0
+    costs = json.loads((folder / "summary.json").read_text())["costs"]
+    plan = json.loads((folder / "stages" / "prune.json").read_text())["plan"]
+    grown = json.loads((folder / "stages" / "rewrite.json").read_text())
+    assert costs["dense"] == grown["before"] != grown["after"] == plan["before"]
+    assert costs["slim"] == plan["after"]
+    slim = read_checkpoint(folder / "slim" / "weights" / "best.pt").model
+    assert len(slim.model) > 23  # the rows of yolov8n
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -131,6 +146,8 @@ def test_the_fine_tune_may_prune_and_be_taught_by_the_dense_model(command, tiny_
         ({"finetune": {"epochs": 2, "prune_every": 1, "target_macs": 0.5}}, "both `prune:` and `finetune:` prune"),
         ({"train": {"epochs": 2, "prune_every": 1, "target_macs": 0.5}}, "`train:` prunes"),
         ({"finetune": {"epochs": 2, "distill": "absent.pt"}}, "no file 'absent.pt'"),
+        ({"rewrite": {"shortcuts": "keep"}}, "unknown shortcuts 'keep'"),
+        ({"rewrite": {"out": "plain.pt"}}, "unknown key 'out'"),
         ({"finetune": {"epochs": 2, "sparsity": "much"}}, "sparsity"),
     ],
 )

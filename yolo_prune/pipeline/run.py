@@ -26,6 +26,7 @@ from yolo_prune.importance import CRITERIA
 from yolo_prune.pipeline.deploy import RUNS, SUFFIXES, THREADS, export_one, sample_images
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig, choices, require_settings
+from yolo_prune.pipeline.rewrite import SHORTCUTS, RewriteConfig, rewrite
 from yolo_prune.pipeline.stages import Stages
 from yolo_prune.pipeline.train import split_settings, train_model
 from yolo_prune.pipeline.train_config import TrainConfig
@@ -49,6 +50,7 @@ class RunConfig:
     imgsz: int = setting(640, help="image side everywhere", unit="px")
     seed: int = setting(0, help="seed of every training")
     train: dict[str, Any] = setting({}, help="keys of `train` and of the host for the dense model; epochs: 0 skips it")
+    rewrite: dict[str, Any] = setting({}, help="settings of `rewrite`, of what is pruned; none leaves it as it is")
     prune: dict[str, Any] = setting({}, help="settings of `prune`; none where the fine-tune itself prunes")
     finetune: dict[str, Any] = setting({}, help="the same for the slim model; distill: dense takes this run's")
     control: bool = setting(False, help="also train the slim shapes from random weights, as the fine-tune")
@@ -96,6 +98,8 @@ def _check(config: RunConfig) -> None:
             "`train:` prunes", expected="a dense model: it is what the slim one is compared with",
             remedy="move these settings to `finetune:`",
         )  # fmt: skip
+    if config.rewrite:
+        require_choice("shortcuts", rewrite_settings(config, model="-", out="-").shortcuts, SHORTCUTS)
     if not prunes_in_training(config):
         _check_pruning(config)
     elif config.prune:
@@ -143,6 +147,12 @@ def prunes_in_training(config: RunConfig) -> bool:
     return any(METHODS[name].prunes for name in methods_of(config.finetune))
 
 
+def rewrite_settings(config: RunConfig, *, model: str, out: str) -> RewriteConfig:
+    """Return the settings of the rewrite stage."""
+    require_known(config.rewrite, {"shortcuts"})
+    return structured(RewriteConfig, {**config.rewrite, "imgsz": config.imgsz, "model": model, "out": out})
+
+
 def prune_settings(config: RunConfig, *, model: str, out: str) -> PruneConfig:
     """Return the settings of the prune stage."""
     # A plan file would be in the way of a stage that was killed and runs again; its record holds the plan anyway.
@@ -164,7 +174,8 @@ class _Run:
         self.names = ["dense", "slim", *(["control"] if config.control else [])]
         exports = len(self.names[:2]) * len(config.formats)
         self.prunes_in_training = prunes_in_training(config)
-        self.stages = Stages(self.folder, 3 + (2 if config.control else 0) + len(self.names) + exports + 1)
+        more = (2 if config.control else 0) + (1 if config.rewrite else 0)
+        self.stages = Stages(self.folder, 3 + more + len(self.names) + exports + 1)
         self.checkpoints: dict[str, Path] = {}
 
     def all(self) -> RunResult:
@@ -175,11 +186,14 @@ class _Run:
         named = [path / PROFILE if (path / PROFILE).is_file() else path for path in named]
         self.stages.open({**settings, "files_sha256": {str(path): sha256(path) for path in named if path.is_file()}})
         self.checkpoints["dense"] = Path(self.stages.run("dense", self.dense)["best"])
+        rewritten = self.stages.run("rewrite", self.rewrite) if self.config.rewrite else {}
         if self.prunes_in_training:
             self.checkpoints["slim"] = Path(self.stages.run("finetune", self.finetune)["best"])
             pruned = self.stages.run("pruned", self.pruned)
         else:
             pruned = self.stages.run("prune", self.prune)
+            if self.config.rewrite:  # what was pruned cost more than the dense model
+                pruned["plan"]["before"] = rewritten["before"]
             self.checkpoints["slim"] = Path(self.stages.run("finetune", self.finetune)["best"])
         if self.config.control:
             self.stages.run("control_weights", self.control_weights)
@@ -199,18 +213,26 @@ class _Run:
             return {"best": self.config.model}
         return {"best": str(self._train(self.config.model, "dense", self.config.train))}
 
+    def rewrite(self) -> dict[str, Any]:
+        """Give the dense model the form that is pruned, and prove that it is equal."""
+        out = self._fresh(self.folder / "rewritten.pt")
+        return rewrite(rewrite_settings(self.config, model=str(self.checkpoints["dense"]), out=str(out))).to_json()
+
     def prune(self) -> dict[str, Any]:
         """Prune the dense model and prove the result."""
         out = self._fresh(self.folder / "pruned.pt")
-        settings = prune_settings(self.config, model=str(self.checkpoints["dense"]), out=str(out))
-        return prune(settings).to_json()
+        return prune(prune_settings(self.config, model=str(self._whole()), out=str(out))).to_json()
+
+    def _whole(self) -> Path:
+        """Return the checkpoint that is pruned: the dense one, or its rewritten form."""
+        return self.folder / "rewritten.pt" if self.config.rewrite else self.checkpoints["dense"]
 
     def finetune(self) -> dict[str, Any]:
         """Fine-tune the slim model, or the dense one with what makes it slim."""
         settings = dict(self.config.finetune)
         if settings.get("distill") == "dense":
             settings["distill"] = str(self.checkpoints["dense"])
-        start = self.checkpoints["dense"] if self.prunes_in_training else self.folder / "pruned.pt"
+        start = self._whole() if self.prunes_in_training else self.folder / "pruned.pt"
         return {"best": str(self._train(str(start), "slim", settings))}
 
     def pruned(self) -> dict[str, Any]:
