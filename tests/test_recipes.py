@@ -19,6 +19,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.files import append_line, read_lines
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.pipeline.prune_config import PruneConfig
+from yolo_prune.pipeline.rewrite import RewriteConfig
 from yolo_prune.pipeline.search import SearchConfig
 from yolo_prune.pipeline.train_config import TrainConfig
 
@@ -51,6 +52,7 @@ class TestRecipes:
             "train": {field.name for field in dataclasses.fields(TrainConfig)} | DEFAULT_CFG_DICT.keys(),
             "prune": {field.name for field in dataclasses.fields(PruneConfig)},
             "search": {field.name for field in dataclasses.fields(SearchConfig)},
+            "rewrite": {field.name for field in dataclasses.fields(RewriteConfig)},
         }
         for step in RECIPES[recipe]:
             assert set(step.settings(30, 0.5)) <= known[step.verb]
@@ -123,9 +125,11 @@ def test_a_cell_is_a_training_a_cut_and_a_line(tmp_path, dense_checkpoint, tiny_
     words = {"imgsz": 64, "batch": 4, "workers": 0, "epochs": 1, "dense_epochs": 1}
     config = RecipesConfig(
         data=str(tiny_data), model=str(dense_checkpoint), out=str(tmp_path / "cells"),
-        recipes=["start", "direct_often"], record=str(tmp_path / "recipes.jsonl"), **words,
+        recipes=["start", "direct_often", "plain_direct"], record=str(tmp_path / "recipes.jsonl"), **words,
     )  # fmt: skip
-    start, direct = bench(config).records
+    start, direct, plain = bench(config).records
+    assert 0.4 < plain["figures"]["macs_kept"] <= 0.5  # of the dense model, though the rewritten one costs more
+    assert plain["stages"][1]["rewrite"].startswith("0_rewritten_")
     assert start["figures"]["macs_kept"] == 1.0
     assert start["figures"]["pruned"] is None
     assert 0.4 < direct["figures"]["macs_kept"] <= 0.5
@@ -134,7 +138,7 @@ def test_a_cell_is_a_training_a_cut_and_a_line(tmp_path, dense_checkpoint, tiny_
     slim = next((tmp_path / "cells").glob("*-direct_often-*/1_train/weights/best.pt"))
     assert int(direct["figures"]["params"]) == sum(p.numel() for p in read_checkpoint(slim).model.parameters())
     before = (tmp_path / "recipes.jsonl").read_bytes()
-    assert len(bench(config).records) == 2
+    assert len(bench(config).records) == 3
     assert (tmp_path / "recipes.jsonl").read_bytes() == before
 
 

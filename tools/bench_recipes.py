@@ -32,10 +32,12 @@ from yolo_prune.export.machine import describe_machine
 from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
+from yolo_prune.hosts.ultralytics.grafting_files import read_record
 from yolo_prune.hosts.ultralytics.run_files import interrupted, last_checkpoint
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
+from yolo_prune.pipeline.rewrite import RewriteConfig, rewrite
 from yolo_prune.pipeline.search import SearchConfig, search
 from yolo_prune.pipeline.train import split_settings, train_model
 from yolo_prune.pipeline.train_config import TrainConfig
@@ -127,12 +129,16 @@ class Laboratory:
         dense = self._dense()
         current, unpruned, pruned = dense, None, None
         for number, step in enumerate(RECIPES[self.cell.recipe]):
-            if step.verb in ("prune", "search"):
+            if step.verb == "rewrite":
+                current = self._rewrite(number, step, current)
+            elif step.verb in ("prune", "search"):
                 unpruned = self._map(current, "val")
-                current = (self._prune if step.verb == "prune" else self._search)(number, step, current)
+                work = self._prune if step.verb == "prune" else self._search
+                current = work(number, self._settings(step, dense, current), current)
                 pruned = self._map(current, "val")
             else:
-                current = self._train(f"{number}_train", current, self._epochs(step), self._settings(step, dense))
+                settings = self._settings(step, dense, current)
+                current = self._train(f"{number}_train", current, self._epochs(step), settings)
         figures = self._figures(dense, current)
         return {
             "cell": dataclasses.asdict(self.cell),
@@ -154,10 +160,14 @@ class Laboratory:
         """Return the epochs of a step; the shares of a recipe add up to all of them."""
         return max(1, round(step.share * self.cell.epochs))
 
-    def _settings(self, step: Step, dense: Path) -> dict[str, Any]:
-        settings = dict(step.settings(self._epochs(step), self.cell.budget))
+    def _settings(self, step: Step, dense: Path, current: Path) -> dict[str, Any]:
+        """Return the settings of a step. Budgets are fractions of the dense model's MACs, whatever is cut by now."""
+        budget = self.cell.budget * _macs(dense, self.cell.imgsz_px) / _macs(current, self.cell.imgsz_px)
+        settings = dict(step.settings(self._epochs(step), budget))
         if settings.get("distill") == "dense":
             settings["distill"] = str(dense)
+        if settings.get("data") == "data":
+            settings["data"] = self.config.data
         return settings
 
     def _train(
@@ -168,14 +178,21 @@ class Laboratory:
         stock = {**TRAINING, "epochs": epochs, "imgsz": self.cell.imgsz_px, "seed": self.cell.seed}
         stock |= {"batch": self.cell.batch, "workers": self.config.workers, "device": self.config.device}
         best = train_in(folder, model, self.config.data, {**stock, **settings})
-        self.curves[name] = _curve(folder / "results.csv")
+        self.curves[name] = _curve(folder)
         self.stages.append({"train": name, "epochs": epochs, **_plain(settings), **_sparsity(folder)})
         return best
 
-    def _search(self, number: int, step: Step, model: Path) -> Path:
+    def _rewrite(self, number: int, step: Step, model: Path) -> Path:
+        """Write an equal network in another form."""
+        out, settings = self.folder / f"{number}_rewritten_{sha256(model)[:8]}.pt", step.settings(0, self.cell.budget)
+        if not out.is_file():
+            rewrite(RewriteConfig(model=str(model), out=str(out), imgsz=self.cell.imgsz_px, **settings))
+        self.stages.append({"rewrite": out.stem, **settings})
+        return out
+
+    def _search(self, number: int, settings: Mapping[str, Any], model: Path) -> Path:
         """Search for the best plan, and apply it."""
         folder = self.folder / f"{number}_search_{sha256(model)[:8]}"
-        settings = step.settings(0, self.cell.budget)
         found = search(
             SearchConfig(
                 model=str(model), data=self.config.data, out=str(folder), imgsz=self.cell.imgsz_px,
@@ -189,10 +206,7 @@ class Laboratory:
         self.stages.append({"search": len(scores), "best": max(scores), **_plain(settings)})
         return out
 
-    def _prune(self, number: int, step: Step, model: Path) -> Path:
-        settings = dict(step.settings(0, self.cell.budget))
-        if settings.get("data") == "data":
-            settings["data"] = self.config.data
+    def _prune(self, number: int, settings: Mapping[str, Any], model: Path) -> Path:
         # Named by what it was made from: a training that was repeated makes another slim model.
         out = self.folder / f"{number}_slim_{sha256(model)[:8]}.pt"
         if not out.is_file():
@@ -211,12 +225,12 @@ class Laboratory:
 
     def _figures(self, dense: Path, final: Path) -> dict[str, Any]:
         """Return the costs of the final model and its mAP50-95."""
-        graphs = [trace_model(read_checkpoint(path).model) for path in (dense, final)]
-        macs = [float(graph.cost.macs(graph.widths(), imgsz_px=self.cell.imgsz_px)) for graph in graphs]
+        macs = _macs(final, self.cell.imgsz_px)
+        graph = trace_model(read_checkpoint(final).model)
         return {
-            "macs": round(macs[1]),
-            "macs_kept": macs[1] / macs[0],
-            "params": int(graphs[1].cost.params(graphs[1].widths())),
+            "macs": round(macs),
+            "macs_kept": macs / _macs(dense, self.cell.imgsz_px),
+            "params": int(graph.cost.params(graph.widths())),
             "val": self._map(final, "val"),
             "test": self._map(final, "test"),
         }
@@ -245,8 +259,16 @@ def train_in(folder: Path, model: Path, data: str, settings: Mapping[str, Any]) 
     return folder / "weights" / "best.pt"
 
 
-def _curve(results: Path) -> list[float]:
-    """Return mAP50-95 on val after each epoch, as the host wrote it down."""
+def _macs(checkpoint: Path, imgsz_px: int) -> float:
+    """Return the MACs of a checkpoint's network."""
+    graph = trace_model(read_checkpoint(checkpoint).model)
+    return float(graph.cost.macs(graph.widths(), imgsz_px=imgsz_px))
+
+
+def _curve(folder: Path) -> list[float]:
+    """Return mAP50-95 on val after each epoch, as the host wrote it down; of several networks, the best one's."""
+    grafted = read_record(folder)
+    results = folder / (grafted["best"] if grafted and grafted["nets"] else "") / "results.csv"
     with results.open(newline="", encoding="utf-8") as stream:
         rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(stream)]
     return [round(float(row["metrics/mAP50-95(B)"]), 4) for row in rows]

@@ -12,13 +12,13 @@ class Step:
     """One command of a recipe.
 
     Attributes:
-        verb: `train`, `prune`, or `search` (and prune by the best plan).
+        verb: `train`, `prune`, `search` (and prune by the best plan), or `rewrite`.
         settings: Its settings, beside those that every cell has; from the epochs of the step and the budget. A `train`
             takes those of `yolo-prune train` and every training key of the host.
         share: Share of the recipe's epochs that a `train` takes.
     """
 
-    verb: Literal["train", "prune", "search"]
+    verb: Literal["train", "prune", "search", "rewrite"]
     settings: Callable[[int, float], Mapping[str, Any]]
     share: float = 0.0
 
@@ -33,20 +33,25 @@ def look(**settings: Any) -> Step:
     return Step(verb="search", settings=lambda _epochs, budget: {"target_macs": budget, **settings})
 
 
+def plain() -> Step:
+    """Turn shortcuts into concatenations."""
+    return Step(verb="rewrite", settings=lambda _epochs, _budget: {"shortcuts": "remove"})
+
+
 def tune(share: float = 1.0, **settings: Any) -> Step:
     """Train what there is."""
     return Step(verb="train", share=share, settings=lambda _epochs, _budget: settings)
 
 
-def cut_in_steps(*, steps: int, until: float, criterion: str = "l2", **settings: Any) -> Step:
-    """Prune while training, the last step after about a share of the epochs: steps are whole epochs apart."""
+def cut_in_steps(*, steps: int, until: float, criterion: str = "l2", share: float = 1.0, **settings: Any) -> Step:
+    """Prune while training, the last step after about a share of its epochs: steps are whole epochs apart."""
 
     def made(epochs: int, budget: float) -> Mapping[str, Any]:
         every = max(1, round(until * epochs / steps))
         when = {"prune_every": every, "prune_steps": steps}
         return {**when, "target_macs": budget, "criterion": criterion, **settings}
 
-    return Step(verb="train", share=1.0, settings=made)
+    return Step(verb="train", share=share, settings=made)
 
 
 OFTEN: dict[str, Any] = {"nbs": 16}
@@ -81,6 +86,13 @@ RECIPES: dict[str, list[Step]] = {
     "gradual_taylor_distilled": [cut_in_steps(steps=5, until=0.4, criterion="taylor", distill="dense", **OFTEN)],
     "gradual_taylor_global": [cut_in_steps(steps=5, until=0.4, criterion="taylor", allocation="global", **OFTEN)],
     "gradual_taylor_knapsack": [cut_in_steps(steps=5, until=0.4, criterion="taylor", allocation="knapsack", **OFTEN)],
+    "plain_direct": [plain(), cut(allocation="uniform"), tune(**OFTEN)],
+    "plain_sparse": [plain(), *sparse(sparsity="auto", sparsity_share=0.5)],
+    "plain_gradual_taylor": [plain(), cut_in_steps(steps=5, until=0.4, criterion="taylor", **OFTEN)],
+    "grafted": [
+        tune(0.5, method="grafting", **OFTEN),
+        cut_in_steps(steps=5, until=0.4, criterion="taylor", share=0.5, **OFTEN),
+    ],
     "gradual_soft": [cut_in_steps(steps=5, until=0.4, prune_soft=True, **OFTEN)],
     "gradual_sparse": [
         cut_in_steps(steps=5, until=0.4, sparsity="auto", sparsity_share=0.3, sparsity_schedule="linear", **OFTEN)
