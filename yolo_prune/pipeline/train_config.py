@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from yolo_prune.allocation import PATHS
@@ -9,6 +10,15 @@ from yolo_prune.configuration import json_setting, setting
 from yolo_prune.hosts.ultralytics.sparsity import SCOPES
 from yolo_prune.importance import CRITERIA
 from yolo_prune.methods.slimming.strength import MODES, SCHEDULES
+
+
+@dataclass(kw_only=True)
+class ResRepConfig:
+    """Settings of `method=resrep`."""
+
+    strength: str = setting("auto", help="group lasso on rows of compactors, as 1e-4; auto: the least that suffices")
+    momentum: str = setting("auto", help="momentum of the compactors, as 0.99; auto: the largest that suffices")
+    interval: int = setting(10, help="time between new masks, until they settle", unit="optimizer steps")
 
 
 @dataclass(kw_only=True)
@@ -34,6 +44,8 @@ class TrainConfig:
     max_fraction: float = setting(0.9, help="largest fraction of a group that may go in a step")
     round_to: int = setting(8, help="kept widths are multiples of this", unit="channels")
     distill: str | None = setting(None, help="teacher checkpoint, such as the dense model: the host's distillation")
+    method: str | None = setting(None, help="what else the training does to the network: resrep")
+    resrep: ResRepConfig = dataclasses.field(default_factory=ResRepConfig)
     json: str | None = json_setting("the result")
 
 

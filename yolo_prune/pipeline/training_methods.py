@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from yolo_prune.allocation import Constraints
 from yolo_prune.configuration import changed, require_choice
 from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.ultralytics.gradual import GradualOptions, GradualPruning, gradual_options_of
+from yolo_prune.hosts.ultralytics.resrep import ResRepOptions, ResRepTraining, resrep_options_of
+from yolo_prune.hosts.ultralytics.resrep_conversion import finish_run
 from yolo_prune.hosts.ultralytics.sparsity import SCOPES, SparsityOptions, SparsityTraining, options_of
 from yolo_prune.methods.gradual import PruningSchedule
 from yolo_prune.methods.slimming.strength import MODES, SCHEDULES, strength_of
@@ -36,6 +39,9 @@ class Method:
         training: From its options to its callbacks.
         needs_sgd: Whether these options need plain SGD, so that the host must not choose another optimizer by itself.
         alone: Whether no other method can act in the same training.
+        named: Whether it is asked for by `method=`, with its name.
+        finish: From the folder of a run that was killed after its last epoch, while its network still had the method's
+            structures, to the best checkpoint without them; None where no method has any.
     """
 
     asked: Callable[[TrainConfig], Any]
@@ -43,6 +49,8 @@ class Method:
     training: Callable[[Any], Callbacks]
     needs_sgd: Callable[[Any], bool] = lambda _: False
     alone: bool = False
+    named: bool = False
+    finish: Callable[[Path], Path] | None = None
 
 
 def sparsity_options(config: TrainConfig) -> SparsityOptions | None:
@@ -71,6 +79,9 @@ STEP_SETTINGS = ("prune_steps", "prune_soft", "prune_batches", "criterion", "all
                  "max_fraction", "round_to")  # fmt: skip
 """Settings of pruning in steps."""
 
+FLOORS = ("min_channels", "max_fraction", "round_to")
+"""Those of them that every method with a target in MACs has."""
+
 
 def gradual_options(config: TrainConfig) -> GradualOptions | None:
     """Return how the network is pruned while it is trained; None if it is not.
@@ -78,6 +89,9 @@ def gradual_options(config: TrainConfig) -> GradualOptions | None:
     Raises:
         ConfigError: A value that is unknown or out of range, or only one of prune_every= and target_macs=.
     """
+    if config.method is not None and config.prune_every is None:  # target_macs and floors are that method's
+        _require_unset(config, [name for name in STEP_SETTINGS if name not in FLOORS], "prune_every")
+        return None
     if config.prune_every is None and config.target_macs is None:
         _require_unset(config, STEP_SETTINGS, "prune_every")
         return None
@@ -94,10 +108,45 @@ def gradual_options(config: TrainConfig) -> GradualOptions | None:
         batches=config.prune_batches,
         criterion=config.criterion,
         allocation=config.allocation,
-        constraints=Constraints(
-            min_channels=config.min_channels, max_fraction=config.max_fraction, round_to=config.round_to
-        ),
+        constraints=_constraints(config),
     )
+
+
+def resrep_options(config: TrainConfig) -> ResRepOptions | None:
+    """Return how rows of compactors are made to forget; None if there are none.
+
+    Raises:
+        ConfigError: A value that is unknown or out of range, or no target.
+    """
+    if config.method != "resrep":
+        for word in changed(config.resrep, [field.name for field in dataclasses.fields(config.resrep)]):
+            raise ConfigError(f"resrep.{word} without method=resrep", expected="method=resrep beside it, or neither")
+        return None
+    if config.target_macs is None:
+        raise ConfigError(
+            "'target_macs=' is required with method=resrep",
+            expected="the fraction of the MACs that is left in the end",
+            remedy="method=resrep target_macs=0.5",
+        )
+    return ResRepOptions(
+        target=config.target_macs,
+        strength=_number_or_auto("resrep.strength", config.resrep.strength),
+        momentum=_number_or_auto("resrep.momentum", config.resrep.momentum),
+        interval=config.resrep.interval,
+        constraints=_constraints(config),
+    )
+
+
+def _number_or_auto(key: str, word: str) -> float | None:
+    """Return the number that a user typed; None for `auto`."""
+    try:
+        return None if word == "auto" else float(word)
+    except ValueError:
+        raise ConfigError(f"{key}={word}", expected="a number, or auto") from None
+
+
+def _constraints(config: TrainConfig) -> Constraints:
+    return Constraints(**{name: getattr(config, name) for name in FLOORS})
 
 
 def _require_unset(config: TrainConfig, names: Sequence[str], needed: str) -> None:
@@ -122,6 +171,15 @@ METHODS: dict[str, Method] = {
         training=lambda options: SparsityTraining(options, draw=draw_scales),
         needs_sgd=lambda options: options.mode == "subgradient",
     ),
+    "resrep": Method(
+        asked=resrep_options,
+        known=resrep_options_of,
+        training=ResRepTraining,
+        needs_sgd=lambda _: True,
+        alone=True,
+        named=True,
+        finish=finish_run,
+    ),
 }
 """Every method by the name that messages have for its settings, in the order in which they act: pruning comes first,
 since the penalty looks at what is left."""
@@ -134,6 +192,8 @@ def asked_of(config: TrainConfig) -> dict[str, Any]:
         ConfigError: A value that is unknown or out of range, a setting of a method that is not asked for, or methods
             that cannot act together.
     """
+    if config.method is not None:
+        require_choice("method", config.method, [name for name, method in METHODS.items() if method.named])
     options = {name: method.asked(config) for name, method in METHODS.items()}
     chosen = {name: found for name, found in options.items() if found is not None}
     for name in chosen:
