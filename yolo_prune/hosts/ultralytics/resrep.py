@@ -119,7 +119,7 @@ class ResRepTraining:
         self._graph = trace_model(without_compactors(bare_copy(trainer.model)))
         stride = max(int(network.stride.max()), 32)
         self._imgsz_px = math.ceil(int(trainer.args.imgsz) / stride) * stride  # as the host will round it
-        found = _compactors(network) if trainer.resume else _suitable(network, _frozen(trainer))
+        found = _compactors(network) if trainer.resume else suitable(network, _frozen(trainer))
         producers = sole_producers(self._graph)
         self._targets = {path: producers[path] for path in found if path in producers}
         if not trainer.resume:
@@ -232,7 +232,7 @@ class ResRepTraining:
         if pull.strength > KEPT_STRENGTH:
             LOGGER.warning(
                 f"resrep: so few steps need a strength above {KEPT_STRENGTH:g} for masked rows; others have that at "
-                "most. More epochs, or a smaller batch with the same nbs=, let rows compete for longer"
+                "most. More epochs, or nbs= as small as batch=, let rows compete for longer"
             )
         return pull
 
@@ -284,7 +284,7 @@ def _compactors(network: nn.Module) -> list[str]:
     return [f"{path}.conv" for path, block in network.named_modules() if compactor_of(block) is not None]
 
 
-def _suitable(network: nn.Module, frozen: list[str]) -> list[str]:
+def suitable(network: nn.Module, frozen: list[str]) -> list[str]:
     """Return the paths of the convolutions that a compactor can stand behind: stock blocks that are trained.
 
     Blocks of other classes may run their parts in another order. The activation has to leave zero as it is.

@@ -45,10 +45,11 @@ def give_own_group(optimizer: Optimizer, weights: list[nn.Parameter]) -> None:
             expected="SGD: others divide the pull to zero by its own size",
             remedy="optimizer=SGD",
         )
+    (lr,) = {group["lr"] for group in optimizer.param_groups}  # the host's; the optimizer's own default is torch's
     moved = {id(weight) for weight in weights}
     for group in optimizer.param_groups:
         group["params"] = [tensor for tensor in group["params"] if id(tensor) not in moved]
-    settings = {"lr": optimizer.defaults["lr"], "weight_decay": 0.0, "nesterov": False, "param_group": PARAM_GROUP}
+    settings = {"lr": lr, "weight_decay": 0.0, "nesterov": False, "param_group": PARAM_GROUP}
     optimizer.add_param_group({"params": weights, **settings})
 
 
@@ -69,7 +70,7 @@ def apply_rule(weight: Tensor, masked: Tensor, strength: float) -> None:
     """
     gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
     gradient[masked] = 0.0  # assigned: what is not finite would outlive a product
-    pulls = torch.where(masked, strength, min(strength, KEPT_STRENGTH)).to(weight)
+    pulls = weight.new_full((len(weight),), min(strength, KEPT_STRENGTH)).masked_fill_(masked, strength)
     weight.grad = gradient.add_(weight * (pulls / (row_norms(weight) + EPS))[:, None, None, None])
 
 
