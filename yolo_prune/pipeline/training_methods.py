@@ -12,10 +12,11 @@ from yolo_prune.allocation import Constraints
 from yolo_prune.configuration import changed, require_choice
 from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.ultralytics.gradual import GradualOptions, GradualPruning, gradual_options_of
-from yolo_prune.hosts.ultralytics.resrep import ResRepOptions, ResRepTraining, resrep_options_of
+from yolo_prune.hosts.ultralytics.resrep import ResRepTraining, resrep_options_of
 from yolo_prune.hosts.ultralytics.resrep_conversion import finish_run
 from yolo_prune.hosts.ultralytics.sparsity import SCOPES, SparsityOptions, SparsityTraining, options_of
 from yolo_prune.methods.gradual import PruningSchedule
+from yolo_prune.methods.resrep.options import ResRepOptions
 from yolo_prune.methods.slimming.strength import MODES, SCHEDULES, strength_of
 from yolo_prune.pipeline.train_config import TrainConfig
 from yolo_prune.report.scales import draw_scales

@@ -11,56 +11,30 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from ultralytics.nn.modules.conv import Conv
 from ultralytics.utils import LOGGER, RANK
 
 from yolo_prune.allocation import Budget, Constraints
-from yolo_prune.allocation.budget import require_ratio
 from yolo_prune.channels import BoolArray, IntArray
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_json
 from yolo_prune.hosts.slim import MARKER, mark, unfinished
+from yolo_prune.hosts.ultralytics.compactors import (
+    add_compactors,
+    compactor_weights,
+    frozen_names,
+    suitable,
+    with_compactors,
+    without_compactors,
+)
 from yolo_prune.hosts.ultralytics.distillation import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.resrep_conversion import NAME, RECORD, convert_run, read_record
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.hosts.ultralytics.trainer import BEFORE_FINAL_EVAL, MODEL_SETUP, OPTIMIZER_BUILT
-from yolo_prune.methods.resrep.forgetting import KEPT_STRENGTH, Forgetting, give_own_group, masked_channels
+from yolo_prune.methods.resrep.forgetting import KEPT_STRENGTH, PARAM_GROUP, Forgetting, give_own_group, masked_channels
+from yolo_prune.methods.resrep.options import ResRepOptions
 from yolo_prune.methods.resrep.schedule import Course, Pull, choose
 from yolo_prune.methods.resrep.targets import maskable, prunable, require_target, sole_producers
-from yolo_prune.surgery.compactor import compactor_of, insert_compactor, remove_compactor
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResRepOptions:
-    """How a network is made to forget.
-
-    Attributes:
-        target: Fraction of the MACs that is left in the end.
-        strength: Weight of the group lasso, the paper's lambda; None chooses it.
-        momentum: Momentum of the compactors; None chooses it.
-        interval: Optimizer steps between new masks, until they settle.
-        constraints: Floors and multiples.
-
-    Raises:
-        ConfigError: A number that is out of range.
-    """
-
-    target: float
-    strength: float | None = None
-    momentum: float | None = None
-    interval: int = 10
-    constraints: Constraints = field(default_factory=Constraints)
-
-    def __post_init__(self) -> None:
-        require_ratio("macs", self.target)
-        if self.strength is not None and not 0.0 < self.strength < math.inf:
-            raise ConfigError(f"resrep.strength={self.strength:g}", expected="a number above 0, such as 1e-4, or auto")
-        if self.momentum is not None and not 0.0 <= self.momentum < 1.0:
-            raise ConfigError(f"resrep.momentum={self.momentum:g}", expected="at least 0 and below 1, or auto")
-        if self.interval < 1:
-            raise ConfigError(f"resrep.interval={self.interval}", expected="1 or more optimizer steps")
 
 
 @dataclass(frozen=True)
@@ -119,7 +93,7 @@ class ResRepTraining:
         self._graph = trace_model(without_compactors(bare_copy(trainer.model)))
         stride = max(int(network.stride.max()), 32)
         self._imgsz_px = math.ceil(int(trainer.args.imgsz) / stride) * stride  # as the host will round it
-        found = _compactors(network) if trainer.resume else suitable(network, _frozen(trainer))
+        found = with_compactors(network) if trainer.resume else suitable(network, frozen_names(trainer.args.freeze))
         producers = sole_producers(self._graph)
         self._targets = {path: producers[path] for path in found if path in producers}
         if not trainer.resume:
@@ -130,8 +104,7 @@ class ResRepTraining:
             self.options.constraints,
         )
         if not trainer.resume:
-            for path in self._targets:
-                insert_compactor(_block(network, path))
+            add_compactors(network, self._targets)
             mark(network, unfinished=NAME)
         LOGGER.info(
             f"resrep: compactors behind {len(self._targets)} of {len(self._graph.norms)} convolutions with a batch "
@@ -140,7 +113,7 @@ class ResRepTraining:
 
     def give_own_group(self, trainer: Any) -> None:
         """Give the compactors a parameter group of their own."""
-        give_own_group(trainer.optimizer, list(_weights(trainer.model, self._targets).values()))
+        give_own_group(trainer.optimizer, list(compactor_weights(trainer.model, self._targets).values()))
 
     def begin(self, trainer: Any) -> None:
         """Check that masked rows will be gone in the end, hook the optimizer, and begin, or read, the record.
@@ -150,7 +123,7 @@ class ResRepTraining:
         """
         record = read_record(trainer.save_dir) if trainer.resume else None
         course = _course(trainer)
-        weights = _weights(trainer.model, self._targets)
+        weights = compactor_weights(trainer.model, self._targets)
         _require_trained(weights)
         if record is None:
             pull = self._chosen(course)
@@ -196,7 +169,7 @@ class ResRepTraining:
         """
         forgetting = self._forgetting
         forgetting.end()
-        forgetting.carry(_weights(trainer.ema.ema, self._targets))
+        forgetting.carry(compactor_weights(trainer.ema.ema, self._targets))
         if not self._gone:
             trainer.best_fitness = None
             trainer.stopper.best_fitness, trainer.stopper.best_epoch = 0.0, trainer.epoch
@@ -260,55 +233,9 @@ class ResRepTraining:
         write_json(trainer.save_dir / RECORD, record, replace=True)
 
 
-def without_compactors(network: Any) -> Any:
-    """Return a network without its compactors, in place: what it was before it had them."""
-    for block in list(network.modules()):
-        if compactor_of(block) is not None:
-            remove_compactor(block)
-    return network
-
-
-def _block(network: nn.Module, path: str) -> Any:
-    """Return the block that a convolution belongs to."""
-    return network.get_submodule(path.removesuffix(".conv"))
-
-
-def _weights(model: nn.Module, targets: Mapping[str, IntArray]) -> dict[str, nn.Parameter]:
-    """Return the compactors' weights by the path of the convolution before them."""
-    network = network_of(model)
-    return {path: _block(network, path).bn[1].weight for path in targets}
-
-
-def _compactors(network: nn.Module) -> list[str]:
-    """Return the paths of the convolutions that have a compactor."""
-    return [f"{path}.conv" for path, block in network.named_modules() if compactor_of(block) is not None]
-
-
-def suitable(network: nn.Module, frozen: list[str]) -> list[str]:
-    """Return the paths of the convolutions that a compactor can stand behind: stock blocks that are trained.
-
-    Blocks of other classes may run their parts in another order. The activation has to leave zero as it is.
-    """
-    return [
-        f"{path}.conv"
-        for path, block in network.named_modules()
-        if type(block) is Conv
-        and isinstance(block.bn, nn.BatchNorm2d)
-        and block.conv.groups == 1
-        and float(block.act(torch.zeros(1))) == 0.0
-        and not any(name in f"{path}." for name in frozen)
-    ]
-
-
-def _frozen(trainer: Any) -> list[str]:
-    """Return what is in the names of frozen parameters, as the host will freeze them."""
-    freeze = trainer.args.freeze
-    layers = range(freeze) if isinstance(freeze, int) else freeze or ()
-    return [f"model.{layer}." for layer in layers]
-
-
 def _course(trainer: Any) -> Course:
-    (lr,) = {group["initial_lr"] for group in trainer.optimizer.param_groups if group["param_group"] == "compactor"}
+    groups = trainer.optimizer.param_groups
+    (lr,) = [group["initial_lr"] for group in groups if group.get("param_group") == PARAM_GROUP]
     return Course(
         epochs=int(trainer.epochs),
         batches=len(trainer.train_loader),
@@ -332,7 +259,7 @@ def _require_plain_training(trainer: Any) -> None:
 
 def _require_own(network: nn.Module, trainer: Any) -> None:
     """Refuse to resume from a network without compactors."""
-    if unfinished(network) != NAME or not _compactors(network):
+    if unfinished(network) != NAME or not with_compactors(network):
         raise ConfigError(
             f"'{trainer.args.model}' has no compactors",
             expected="the last.pt of an interrupted training with method=resrep",

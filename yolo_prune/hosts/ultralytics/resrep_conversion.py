@@ -21,13 +21,13 @@ from yolo_prune.files import new_file, sha256, write_json
 from yolo_prune.hosts.slim import MARKER, Checkpoint, provenance, require_widths, unfinished, write_checkpoint
 from yolo_prune.hosts.ultralytics.blocks import host_for
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
+from yolo_prune.hosts.ultralytics.compactors import compactor_behind, merged
 from yolo_prune.hosts.ultralytics.distillation import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.run_files import strip_whole
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.methods.resrep.forgetting import masked_channels, row_norms
 from yolo_prune.methods.resrep.schedule import GONE
 from yolo_prune.plan import PrunePlan, plan_from_keep
-from yolo_prune.surgery.compactor import compactor_of, merge_compactor
 from yolo_prune.surgery.copying import copied
 
 NAME = "resrep"
@@ -168,14 +168,6 @@ class Conversion:
         return {"method": NAME, "target_macs": options["target"], **pull, **options["constraints"]}
 
 
-def merged(network: Any) -> Any:
-    """Merge every compactor of a network into its convolution, in place; return the network."""
-    for block in list(network.modules()):
-        if compactor_of(block) is not None:
-            merge_compactor(block)
-    return network
-
-
 def read_record(folder: Path) -> dict[str, Any] | None:
     """Return what a run's folder tells of its compactors; None where it tells nothing.
 
@@ -203,7 +195,7 @@ def _state(network: nn.Module) -> dict[str, Any]:
 
 def _require_gone(network: nn.Module, masked: Mapping[str, list[int]]) -> None:
     """Refuse masked rows that still make something."""
-    norms = [row_norms(_compactor(network, path).weight)[rows] for path, rows in masked.items() if rows]
+    norms = [row_norms(compactor_behind(network, path).weight)[rows] for path, rows in masked.items() if rows]
     largest = float(torch.cat(norms).max()) if norms else 0.0
     if not largest < GONE:  # also catches NaN
         raise VerificationError(
@@ -211,12 +203,6 @@ def _require_gone(network: nn.Module, masked: Mapping[str, list[int]]) -> None:
             expected=f"below {GONE:g} at the end of the training",
             remedy="train anew for more epochs or with a higher resrep.strength; nothing was converted",
         )
-
-
-def _compactor(network: nn.Module, path: str) -> nn.Conv2d:
-    found = compactor_of(network.get_submodule(path.removesuffix(".conv")))
-    assert found is not None  # the masks are those of this network
-    return found
 
 
 def _difference(before: nn.Module, after: nn.Module, graph: ChannelGraph) -> tuple[float, float]:
