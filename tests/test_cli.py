@@ -50,9 +50,9 @@ class TestHelp:
         assert outcome.code == 0
         lines = {line.split()[0]: line for line in outcome.out.splitlines()[2:] if line.strip()}
         schema, _ = VERBS[verb].load()
-        for field in dataclasses.fields(schema):
-            assert field.metadata["help"] in lines[field.name]
-            assert f"  {shown_default(field)}  " in lines[field.name] + "  "
+        for key, field in settings_of(schema):
+            assert field.metadata["help"] in lines[key]
+            assert f"  {shown_default(field)}  " in lines[key] + "  "
         assert "json" in lines
 
     def test_shows_units_and_required_keys(self, command):
@@ -67,6 +67,15 @@ class TestHelp:
 
     def test_version(self, command):
         assert command("--version").out == f"yolo-prune {__version__}\n"
+
+
+def settings_of(schema: Any, prefix: str = "") -> list[tuple[str, dataclasses.Field]]:
+    """Return every setting by its key; those of a part are typed with a dot."""
+    found = []
+    for field in dataclasses.fields(schema):
+        part = dataclasses.is_dataclass(field.default_factory)
+        found += settings_of(field.default_factory, f"{field.name}.") if part else [(prefix + field.name, field)]
+    return found
 
 
 def shown_default(field: dataclasses.Field) -> str:

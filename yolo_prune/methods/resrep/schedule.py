@@ -43,12 +43,9 @@ MOMENTA = (0.99, 0.95, 0.9, 0.5, 0.0)
 MULTIPLES = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
 """Of the strength with which a row of norm 1 first reaches zero as the tail begins: what is tried, in this order."""
 
-STARTS = np.linspace(1.0, 0.02, 50)
-"""Norms from which rows are simulated: each arrives at another moment of the oscillation, and a steep tail stops some
-of them only."""
-
-MANY_STEPS, FEW_STARTS = 20_000, STARTS[::12]
-"""Over so many steps a tail is never steep, and so many norms do."""
+FEWEST_ROWS, MOST_ROWS, ROW_STEPS = 5, 1000, 2_000_000
+"""How many rows are simulated: so many that all their steps together are the last number. Each norm arrives at another
+moment of the oscillation, and over few steps the tail is so steep that it stops some of them only."""
 
 MOST_STEPS = 2_000_000
 """Steps behind which no longer training is looked for."""
@@ -172,7 +169,7 @@ def simulate(rates: FloatArray, pull: Pull, starts: FloatArray) -> FloatArray:
         pull: Strength and momentum.
         starts: Norms before the first of them, shape (rows,).
     """
-    if len(starts) <= len(FEW_STARTS):
+    if len(starts) <= FEWEST_ROWS:
         return np.array([_simulated(rates.tolist(), pull, start) for start in starts.tolist()])
     x, velocity = np.array(starts, dtype=np.float64), np.zeros(len(starts))
     for rate in rates.tolist():
@@ -201,7 +198,8 @@ def is_enough(course: Course, pull: Pull) -> bool:
     if pull.strength * _travel_before_tail(course, pull.momentum) < 1.0 - 1e-9:
         return False
     rates = forgetting_rates(course, pull)
-    return bool(simulate(rates, pull, STARTS if len(rates) < MANY_STEPS else FEW_STARTS).max() < SIMULATED)
+    rows = int(np.clip(ROW_STEPS // len(rates), FEWEST_ROWS, MOST_ROWS))
+    return bool(simulate(rates, pull, np.linspace(1.0, 0.001, rows)).max() < SIMULATED)
 
 
 def _travel_before_tail(course: Course, momentum: float) -> float:
