@@ -240,8 +240,8 @@ class _Run:
         models = [read_checkpoint(self.checkpoints[name]).model for name in ("dense", "slim")]
         graphs = [trace_model(model) for model in models]
         before, after = (asdict(cost_at(graph, graph.widths(), self.config.imgsz)) for graph in graphs)
-        proof = float(getattr(models[1], MARKER)[PROOF])
-        return {"plan": {"before": before, "after": after}, "verification": {PROOF: proof}}
+        proof = {key: value for key, value in getattr(models[1], MARKER).items() if key == PROOF}
+        return {"plan": {"before": before, "after": after}, "verification": proof}
 
     def control_weights(self) -> dict[str, Any]:
         """Write the slim shapes with random weights."""

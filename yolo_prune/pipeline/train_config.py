@@ -27,6 +27,15 @@ class GraftingConfig:
 
 
 @dataclass(kw_only=True)
+class ResRepConfig:
+    """Settings of `method=resrep`."""
+
+    strength: str = setting("auto", help="group lasso on rows of compactors, as 1e-4; auto: the least that suffices")
+    momentum: str = setting("auto", help="momentum of the compactors, as 0.99; auto: the largest that suffices")
+    interval: int = setting(10, help="time between new masks, until they settle", unit="optimizer steps")
+
+
+@dataclass(kw_only=True)
 class TrainConfig:
     """Settings of `train`; every training key of the host (epochs=, lr0=, cfg=, ...) may be added."""
 
@@ -49,8 +58,9 @@ class TrainConfig:
     max_fraction: float = setting(0.9, help="largest fraction of a group that may go in a step")
     round_to: int = setting(8, help="kept widths are multiples of this", unit="channels")
     distill: str | None = setting(None, help="teacher checkpoint, such as the dense model: the host's distillation")
-    method: str | None = setting(None, help="what else is done to the network: grafting (revives filters)")
+    method: str | None = setting(None, help="what else training does to the network: grafting or resrep")
     grafting: GraftingConfig = dataclasses.field(default_factory=GraftingConfig)
+    resrep: ResRepConfig = dataclasses.field(default_factory=ResRepConfig)
     json: str | None = json_setting("the result")
 
 

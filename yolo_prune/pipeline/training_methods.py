@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from yolo_prune.allocation import Constraints
-from yolo_prune.configuration import changed, require_choice
+from torch import nn
+
+from yolo_prune.configuration import require_choice
 from yolo_prune.errors import ConfigError
-from yolo_prune.hosts.ultralytics.gradual import GradualOptions, GradualPruning, gradual_options_of
-from yolo_prune.hosts.ultralytics.grafting import GraftingOptions, GraftingTraining, grafting_options_of
+from yolo_prune.hosts.ultralytics.gradual import GradualPruning, gradual_options_of
+from yolo_prune.hosts.ultralytics.grafting import GraftingTraining, grafting_options_of
 from yolo_prune.hosts.ultralytics.grafting_nets import train_nets
-from yolo_prune.hosts.ultralytics.sparsity import SCOPES, SparsityOptions, SparsityTraining, options_of
-from yolo_prune.methods.gradual import PruningSchedule
-from yolo_prune.methods.slimming.strength import MODES, SCHEDULES, strength_of
+from yolo_prune.hosts.ultralytics.resrep import ResRepTraining, resrep_options_of
+from yolo_prune.hosts.ultralytics.resrep_conversion import finish_run
+from yolo_prune.hosts.ultralytics.sparsity import SparsityTraining, options_of
 from yolo_prune.pipeline.train_config import TrainConfig
+from yolo_prune.pipeline.training_options import gradual_options, grafting_options, resrep_options, sparsity_options
 from yolo_prune.report.scales import draw_scales
 
 
@@ -37,133 +39,27 @@ class Method:
         asked: From the settings to its options; None where it is not asked for. Refuses settings that do not fit.
         known: From the folder of an interrupted run to the options that it had; None where it had none.
         training: From its options to its callbacks.
-        needs_sgd: Whether these options need plain SGD, so that the host must not choose another optimizer by itself.
+        named: Whether `method=` asks for it, with its name.
         alone: Whether no other method can act in the same training.
         prunes: Whether the network that a training leaves has fewer channels than the one that it began with.
-        by_name: Whether `method=` asks for it.
+        needs_sgd: Whether these options need plain SGD, so that the host must not choose another optimizer by itself.
+        fits: Refuses, by its options, a network that the method can do nothing with, before anything is written.
         train: From its options to what trains in the place of the host's `train`, with the same arguments; None where
             that does.
+        finish: From the folder of a run that was killed after its last epoch, while its network still had the method's
+            structures, to the best checkpoint without them; None where no method has any.
     """
 
     asked: Callable[[TrainConfig], Any]
     known: Callable[[Path], Any]
     training: Callable[[Any], Callbacks]
-    needs_sgd: Callable[[Any], bool] = lambda _: False
+    named: bool = False
     alone: bool = False
     prunes: bool = False
-    by_name: bool = False
+    needs_sgd: Callable[[Any], bool] = lambda _: False
+    fits: Callable[[Any, nn.Module], object] = lambda _options, _network: None
     train: Callable[[Any], Callable[..., Path] | None] = lambda _: None
-
-
-def sparsity_options(config: TrainConfig) -> SparsityOptions | None:
-    """Return how scales are penalised; None if they are not.
-
-    Raises:
-        ConfigError: A value that is unknown or out of range.
-    """
-    if config.sparsity is None:
-        _require_unset(config, ("sparsity_mode", "sparsity_schedule", "sparsity_scope", "sparsity_share"), "sparsity")
-        return None
-    require_choice("sparsity_mode", config.sparsity_mode, MODES)
-    require_choice("sparsity_schedule", config.sparsity_schedule, SCHEDULES)
-    for part in config.sparsity_scope:
-        require_choice("sparsity_scope", part, SCOPES)
-    return SparsityOptions(
-        strength=strength_of(config.sparsity),
-        mode=config.sparsity_mode,  # type: ignore[arg-type]  # checked above, like the next two
-        schedule=config.sparsity_schedule,  # type: ignore[arg-type]
-        scope=tuple(config.sparsity_scope),  # type: ignore[arg-type]
-        share=config.sparsity_share,
-    )
-
-
-STEP_SETTINGS = ("prune_steps", "prune_soft", "prune_batches", "criterion", "allocation", "min_channels",
-                 "max_fraction", "round_to")  # fmt: skip
-"""Settings of pruning in steps."""
-
-
-def gradual_options(config: TrainConfig) -> GradualOptions | None:
-    """Return how the network is pruned while it is trained; None if it is not.
-
-    Raises:
-        ConfigError: A value that is unknown or out of range, or only one of prune_every= and target_macs=.
-    """
-    if config.prune_every is None and (config.target_macs is None or config.method is not None):
-        if config.method is None:  # a named method reads some of them
-            _require_unset(config, STEP_SETTINGS, "prune_every")
-        return None
-    if config.prune_every is None or config.target_macs is None:
-        missing = "prune_every" if config.prune_every is None else "target_macs"
-        raise ConfigError(
-            f"'{missing}=' is required to prune while training",
-            expected="prune_every= and target_macs=",
-            remedy="prune_every=5 prune_steps=3 target_macs=0.5",
-        )
-    return GradualOptions(
-        schedule=PruningSchedule(every=config.prune_every, steps=config.prune_steps, target=config.target_macs),
-        soft=config.prune_soft,
-        batches=config.prune_batches,
-        criterion=config.criterion,
-        allocation=config.allocation,
-        constraints=Constraints(
-            min_channels=config.min_channels, max_fraction=config.max_fraction, round_to=config.round_to
-        ),
-    )
-
-
-GRAFTING_SETTINGS = {
-    "external": ("nets", "models", "amplitude", "sharpness"),
-    "internal": ("threshold",),
-    "noise": ("noise_base", "threshold"),
-}
-"""What each mode of grafting reads."""
-
-
-def grafting_options(config: TrainConfig) -> GraftingOptions | None:
-    """Return how filters are revived; None if they are not.
-
-    Raises:
-        ConfigError: A value that is unknown or out of range, or distillation beside several networks.
-    """
-    if config.method != "grafting":
-        names = [field.name for field in fields(config.grafting)]
-        for word in changed(config.grafting, names):
-            _refuse_unasked(config, f"grafting.{word}", "method=grafting")
-        return None
-    if config.prune_every is None:
-        _require_unset(config, ("target_macs", *STEP_SETTINGS), "prune_every")
-    require_choice("grafting.mode", config.grafting.mode, GRAFTING_SETTINGS)
-    read = ("mode", *GRAFTING_SETTINGS[config.grafting.mode])
-    for word in changed(config.grafting, [name for name in vars(config.grafting) if name not in read]):
-        raise ConfigError(
-            f"grafting.{word} with grafting.mode={config.grafting.mode}", expected="a setting that this mode reads"
-        )
-    options = GraftingOptions(**{**vars(config.grafting), "models": tuple(config.grafting.models)})
-    if options.side_by_side and config.distill is not None:
-        raise ConfigError(
-            "distill= with grafting.mode=external",
-            expected="networks that learn from each other alone",
-            remedy="distill into the best of them afterwards",
-        )
-    return options
-
-
-def _require_unset(config: TrainConfig, names: Sequence[str], needed: str) -> None:
-    """Refuse settings that would do nothing without another one.
-
-    Raises:
-        ConfigError: One of them is not at its default.
-    """
-    for word in changed(config, names):
-        _refuse_unasked(config, word, f"{needed}=")
-
-
-def _refuse_unasked(config: TrainConfig, word: str, needed: str) -> None:
-    raise ConfigError(
-        f"{word} without {needed}",
-        expected=f"{needed} beside it, or neither",
-        remedy="a resumed run reads its settings from its folder" if config.resume else "",
-    )
+    finish: Callable[[Path], Path] | None = None
 
 
 METHODS: dict[str, Method] = {
@@ -174,12 +70,22 @@ METHODS: dict[str, Method] = {
         training=lambda options: SparsityTraining(options, draw=draw_scales),
         needs_sgd=lambda options: options.mode == "subgradient",
     ),
+    "resrep": Method(
+        asked=resrep_options,
+        known=resrep_options_of,
+        training=ResRepTraining,
+        named=True,
+        alone=True,
+        prunes=True,
+        needs_sgd=lambda _: True,
+        finish=finish_run,
+    ),
     "grafting": Method(
         asked=grafting_options,
         known=grafting_options_of,
         training=GraftingTraining,
+        named=True,
         alone=True,
-        by_name=True,
         train=lambda options: partial(train_nets, options) if options.side_by_side else None,
     ),
 }
@@ -195,7 +101,7 @@ def asked_of(config: TrainConfig) -> dict[str, Any]:
             that cannot act together.
     """
     if config.method is not None:
-        require_choice("method", config.method, [name for name, method in METHODS.items() if method.by_name])
+        require_choice("method", config.method, [name for name, method in METHODS.items() if method.named])
     options = {name: method.asked(config) for name, method in METHODS.items()}
     chosen = {name: found for name, found in options.items() if found is not None}
     for name in chosen:

@@ -33,8 +33,9 @@ def forget_run(folder: Path) -> None:
     """Delete what an earlier run left in a folder that is used again: it would be taken for this run's state."""
     forget_record(folder)
     forget_grafting(folder)
-    for file in folder.glob("pruning*.json"):
-        file.unlink(missing_ok=True)
+    for pattern in ("pruning*.json", "resrep*.json", "weights/compactors.pt"):
+        for file in folder.glob(pattern):
+            file.unlink(missing_ok=True)
 
 
 def renew_best(last: Path, best: Path) -> None:
