@@ -85,6 +85,7 @@ def provenance(slim: nn.Module, source: Checkpoint, plan: PrunePlan) -> dict[str
         "after": vars(plan.after).copy(),
         "widths": widths(slim),
         "lineage": [*earlier["lineage"], earlier["source_sha256"]] if "lineage" in earlier else [],
+        **{key: earlier[key] for key in (ZEROS,) if key in earlier},
     }
 
 
@@ -100,6 +101,10 @@ def mark(model: nn.Module, **values: Any) -> None:
 
 UNFINISHED = "unfinished"
 """Key of the marker that names the method whose structures a network has while it is trained."""
+
+
+ZEROS = "zeros"
+"""Key of the marker that names the parameters whose zeros were pruned one by one: training keeps them."""
 
 
 def unfinished(model: nn.Module) -> str | None:
