@@ -7,6 +7,7 @@ import json
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ def strict_json(path: Path) -> dict:
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
+def typed_fields(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """Yield every setting of a schema with what one types for it; settings of a part have a dot."""
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(field.default_factory):
+            yield from typed_fields(field.default_factory, f"{field.name}.")
+        else:
+            yield prefix + field.name, field
+
+
 class TestHelp:
     @pytest.mark.parametrize("words", [(), ("--help",), ("-h",), ("help",)])
     def test_lists_every_command(self, command, words):
@@ -50,9 +60,9 @@ class TestHelp:
         assert outcome.code == 0
         lines = {line.split()[0]: line for line in outcome.out.splitlines()[2:] if line.strip()}
         schema, _ = VERBS[verb].load()
-        for field in dataclasses.fields(schema):
-            assert field.metadata["help"] in lines[field.name]
-            assert f"  {shown_default(field)}  " in lines[field.name] + "  "
+        for name, field in typed_fields(schema):
+            assert field.metadata["help"] in lines[name]
+            assert f"  {shown_default(field)}  " in lines[name] + "  "
         assert "json" in lines
 
     def test_shows_units_and_required_keys(self, command):

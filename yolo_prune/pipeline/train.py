@@ -11,9 +11,10 @@ from typing import Any
 from yolo_prune.configuration import json_setting, setting
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.hosts.refusals import require_imgsz
-from yolo_prune.hosts.slim import is_slim
+from yolo_prune.hosts.slim import is_slim, unfinished
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, read_data, require_kpt_shape, require_split
+from yolo_prune.hosts.ultralytics.run_files import interrupted
 from yolo_prune.hosts.ultralytics.trainer import read_stock_yaml, require_stock_values, train
 from yolo_prune.pipeline.train_config import FinetuneConfig, TrainConfig
 from yolo_prune.pipeline.training_methods import METHODS, asked_of
@@ -71,14 +72,36 @@ def train_model(config: TrainConfig, stock: dict[str, Any]) -> Training:
         raise ConfigError("'data=' is required", expected="data: a data yaml")
     require_stock_values({key: value for key, value in stock.items() if key != "cfg"})
     if config.resume:
-        chosen = _known(asked, Path(config.model).resolve().parents[1])
+        folder = Path(config.model).resolve().parents[1]
+        chosen = _known(asked, folder)
+        method = unfinished(network)
+        if method is not None:
+            _require_record(method, chosen, config.model)
+            finish = METHODS[method].finish
+            if finish is not None and Path(config.model).name == "last.pt" and interrupted(folder) == "finished":
+                return Training(best=finish(folder))
     else:
         chosen = asked
         for name, options in chosen.items():
+            METHODS[name].fits(options, network)
             if METHODS[name].needs_sgd(options):
                 stock = _with_sgd(stock, name)
     callbacks = [METHODS[name].training(options).callbacks() for name, options in chosen.items()]
     return Training(best=train(config.model, resume=config.resume, callbacks=callbacks, **stock))
+
+
+def _require_record(method: str, known: Mapping[str, Any], model: str) -> None:
+    """Refuse to go on with a network that has a method's structures without that method.
+
+    Raises:
+        CheckpointError: The run's folder does not tell of it.
+    """
+    if method not in known:
+        raise CheckpointError(
+            f"'{model}' is in the middle of a training with method={method}, and its folder has no {method}.json",
+            expected="the last.pt where the training left it, in `weights` of the run's folder",
+            remedy="put it back, or start a new training",
+        )
 
 
 def _known(asked: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from torch import nn
 
 from yolo_prune.allocation import Constraints
 from yolo_prune.configuration import changed, require_choice
 from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.ultralytics.gradual import GradualOptions, GradualPruning, gradual_options_of
 from yolo_prune.hosts.ultralytics.sparsity import SCOPES, SparsityOptions, SparsityTraining, options_of
+from yolo_prune.hosts.ultralytics.stripe_layers import striped_paths
+from yolo_prune.hosts.ultralytics.stripes import StripeTraining, stripe_options_of
+from yolo_prune.hosts.ultralytics.stripes_finish import finish_killed_run
+from yolo_prune.hosts.ultralytics.unstructured import (
+    UnstructuredOptions,
+    UnstructuredPruning,
+    target_layers,
+    unstructured_options_of,
+)
 from yolo_prune.methods.gradual import PruningSchedule
 from yolo_prune.methods.slimming.strength import MODES, SCHEDULES, strength_of
+from yolo_prune.methods.stripes.options import StripeOptions
+from yolo_prune.methods.stripes.ranking import StripeFloors
+from yolo_prune.methods.unstructured import n_of_m
 from yolo_prune.pipeline.train_config import TrainConfig
 from yolo_prune.report.scales import draw_scales
 
@@ -36,6 +51,10 @@ class Method:
         training: From its options to its callbacks.
         needs_sgd: Whether these options need plain SGD, so that the host must not choose another optimizer by itself.
         alone: Whether no other method can act in the same training.
+        named: Whether it is asked for by `method=`, with its name.
+        fits: Refuses, by its options, a network that the method can do nothing with, before anything is written.
+        finish: From the folder of a run that was killed after its last epoch, while its network still had the method's
+            structures, to the best checkpoint without them; None where no method has any.
     """
 
     asked: Callable[[TrainConfig], Any]
@@ -43,6 +62,9 @@ class Method:
     training: Callable[[Any], Callbacks]
     needs_sgd: Callable[[Any], bool] = lambda _: False
     alone: bool = False
+    named: bool = False
+    fits: Callable[[Any, nn.Module], object] = lambda _options, _network: None
+    finish: Callable[[Path], Path] | None = None
 
 
 def sparsity_options(config: TrainConfig) -> SparsityOptions | None:
@@ -71,6 +93,9 @@ STEP_SETTINGS = ("prune_steps", "prune_soft", "prune_batches", "criterion", "all
                  "max_fraction", "round_to")  # fmt: skip
 """Settings of pruning in steps."""
 
+FLOORS = ("min_channels", "max_fraction", "round_to")
+"""Those of them that every method with a target in MACs has."""
+
 
 def gradual_options(config: TrainConfig) -> GradualOptions | None:
     """Return how the network is pruned while it is trained; None if it is not.
@@ -78,6 +103,9 @@ def gradual_options(config: TrainConfig) -> GradualOptions | None:
     Raises:
         ConfigError: A value that is unknown or out of range, or only one of prune_every= and target_macs=.
     """
+    if config.method is not None and config.prune_every is None:  # target_macs and floors are that method's
+        _require_unset(config, [name for name in STEP_SETTINGS if name not in FLOORS], "prune_every")
+        return None
     if config.prune_every is None and config.target_macs is None:
         _require_unset(config, STEP_SETTINGS, "prune_every")
         return None
@@ -98,6 +126,69 @@ def gradual_options(config: TrainConfig) -> GradualOptions | None:
             min_channels=config.min_channels, max_fraction=config.max_fraction, round_to=config.round_to
         ),
     )
+
+
+STRIPES, UNSTRUCTURED = "stripes", "unstructured"
+
+
+def stripe_options(config: TrainConfig) -> StripeOptions | None:
+    """Return how stripes are pruned; None if they are not.
+
+    Raises:
+        ConfigError: A value that is out of range, or a setting that has nothing to do with it.
+    """
+    if config.method != STRIPES:
+        _require_part_unset(config.stripes, STRIPES)
+        return None
+    _require_unset(config, ["round_to"], "prune_every")  # filters die one by one
+    if config.target_macs is None:
+        _require_unset(config, ["min_channels", "max_fraction"], "target_macs")
+    # They refuse what is out of range.
+    Constraints(min_channels=config.min_channels, max_fraction=config.max_fraction)
+    return StripeOptions(
+        strength=strength_of(config.stripes.strength),
+        threshold=config.stripes.threshold,
+        target=config.target_macs,
+        floors=StripeFloors(min_channels=config.min_channels, max_fraction=config.max_fraction),
+    )
+
+
+def unstructured_options(config: TrainConfig) -> UnstructuredOptions | None:
+    """Return which weights become zero; None if none do.
+
+    Raises:
+        ConfigError: A value that is out of range, or a setting that has nothing to do with it.
+    """
+    own = config.unstructured
+    if config.method != UNSTRUCTURED:
+        _require_part_unset(own, UNSTRUCTURED)
+        return None
+    _require_unset(config, FLOORS, "prune_every")
+    if config.target_macs is not None:
+        raise ConfigError(
+            f"target_macs={config.target_macs} with method=unstructured",
+            expected="unstructured.amount=: zeros among weights save no MACs",
+        )
+    if n_of_m(own.pattern) is not None and changed(own, ["amount"]):
+        raise ConfigError(
+            f"unstructured.amount={own.amount:g} with unstructured.pattern={own.pattern}",
+            expected="one of them: the pattern says what is left",
+        )
+    return UnstructuredOptions(pattern=own.pattern, amount=own.amount, targets=tuple(own.targets))
+
+
+def _require_part_unset(part: Any, name: str) -> None:
+    """Refuse settings of a method that is not asked for.
+
+    Raises:
+        ConfigError: One of them is not at its default.
+    """
+    for word in changed(part, [field.name for field in dataclasses.fields(part)]):
+        raise ConfigError(
+            f"{name}.{word} without method={name}",
+            expected=f"method={name} beside it, or neither",
+            remedy="a resumed run reads its settings from its folder",
+        )
 
 
 def _require_unset(config: TrainConfig, names: Sequence[str], needed: str) -> None:
@@ -122,6 +213,24 @@ METHODS: dict[str, Method] = {
         training=lambda options: SparsityTraining(options, draw=draw_scales),
         needs_sgd=lambda options: options.mode == "subgradient",
     ),
+    STRIPES: Method(
+        asked=stripe_options,
+        known=stripe_options_of,
+        training=StripeTraining,
+        needs_sgd=lambda _: True,
+        alone=True,
+        named=True,
+        fits=lambda _, network: striped_paths(network),
+        finish=finish_killed_run,
+    ),
+    UNSTRUCTURED: Method(
+        asked=unstructured_options,
+        known=unstructured_options_of,
+        training=UnstructuredPruning,
+        alone=True,
+        named=True,
+        fits=lambda options, network: target_layers(network, options),
+    ),
 }
 """Every method by the name that messages have for its settings, in the order in which they act: pruning comes first,
 since the penalty looks at what is left."""
@@ -134,6 +243,8 @@ def asked_of(config: TrainConfig) -> dict[str, Any]:
         ConfigError: A value that is unknown or out of range, a setting of a method that is not asked for, or methods
             that cannot act together.
     """
+    if config.method is not None:
+        require_choice("method", config.method, [name for name, method in METHODS.items() if method.named])
     options = {name: method.asked(config) for name, method in METHODS.items()}
     chosen = {name: found for name, found in options.items() if found is not None}
     for name in chosen:
