@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -231,7 +232,9 @@ def _nested(values: Mapping[str, str]) -> DictConfig:
     tree = OmegaConf.create()
     for key, value in values.items():
         try:
-            tree.merge_with_dotlist([f"{key}={value}"])
+            # YAML 1.1 would read 2:4 as a number of base 60, 124.
+            word = f"'{value}'" if re.fullmatch(r"\d+(:\d+)+", value) else value
+            tree.merge_with_dotlist([f"{key}={word}"])
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError(f"{key}={value}", expected="a YAML value") from error
     return tree

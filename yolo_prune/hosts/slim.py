@@ -89,6 +89,7 @@ def provenance(slim: nn.Module, source: Checkpoint, plan: PrunePlan) -> dict[str
         "after": vars(plan.after).copy(),
         "widths": widths(slim),
         "lineage": lineage(source),
+        **{key: value for key, value in getattr(source.model, MARKER, {}).items() if key == ZEROS},
     }
 
 
@@ -113,6 +114,10 @@ PROOF = "max_abs_error"
 
 UNFINISHED = "unfinished"
 """Key of the marker that names the method whose structures a network has while it is trained."""
+
+
+ZEROS = "zeros"
+"""Key of the marker that names the parameters whose zeros were pruned one by one: training keeps them."""
 
 
 def unfinished(model: nn.Module) -> str | None:

@@ -83,6 +83,7 @@ def train_model(config: TrainConfig, stock: dict[str, Any]) -> Training:
     else:
         chosen = asked
         for name, options in chosen.items():
+            METHODS[name].fits(options, network)
             if METHODS[name].needs_sgd(options):
                 stock = _with_sgd(stock, name)
     callbacks = [METHODS[name].training(options).callbacks() for name, options in chosen.items()]
@@ -104,6 +105,20 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     )
 
 
+def _require_record(method: str, known: Mapping[str, Any], model: str) -> None:
+    """Refuse to go on with a network that has a method's structures without that method.
+
+    Raises:
+        CheckpointError: The run's folder does not tell of it.
+    """
+    if method not in known:
+        raise CheckpointError(
+            f"'{model}' is in the middle of a training with method={method}, and its folder has no {method}.json",
+            expected="the last.pt where the training left it, in `weights` of the run's folder",
+            remedy="put it back, or start a new training",
+        )
+
+
 def _known(asked: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the options of the run in a folder that is resumed, which other ones would falsify.
 
@@ -120,20 +135,6 @@ def _known(asked: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 remedy="leave them out: they are read from the run's folder",
             )
     return known
-
-
-def _require_record(method: str, known: Mapping[str, Any], model: str) -> None:
-    """Refuse to go on with a network that has a method's structures without that method.
-
-    Raises:
-        CheckpointError: The run's folder does not tell of it.
-    """
-    if method not in known:
-        raise CheckpointError(
-            f"'{model}' is in the middle of a training with method={method}, and its folder has no {method}.json",
-            expected="the last.pt where the training left it, in `weights` of the run's folder",
-            remedy="put it back, or start a new training",
-        )
 
 
 def _with_sgd(stock: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -11,6 +11,24 @@ from yolo_prune.hosts.ultralytics.sparsity import SCOPES
 from yolo_prune.importance import CRITERIA
 from yolo_prune.methods.grafting import MODES as GRAFTING_MODES
 from yolo_prune.methods.slimming.strength import MODES, SCHEDULES
+from yolo_prune.methods.unstructured import PATTERNS
+
+
+@dataclass(kw_only=True)
+class StripesConfig:
+    """Settings of `train method=stripes`, beside target_macs, min_channels and max_fraction."""
+
+    strength: str = setting("auto", help="penalty on skeletons (the paper's: 1e-5), or auto")
+    threshold: float = setting(0.01, help="a stripe dies when its skeleton, 1 at the start, comes down to this")
+
+
+@dataclass(kw_only=True)
+class UnstructuredConfig:
+    """Settings of `train method=unstructured`."""
+
+    amount: float = setting(0.5, help="fraction of the targets' weights that becomes zero")
+    pattern: str = setting("global", help=f"{', '.join(PATTERNS)}, or N:M such as 2:4, which has its own amount")
+    targets: list[str] = setting(["head"], help="head, all, or paths of layers, in which * stands for anything")
 
 
 @dataclass(kw_only=True)
@@ -58,9 +76,11 @@ class TrainConfig:
     max_fraction: float = setting(0.9, help="largest fraction of a group that may go in a step")
     round_to: int = setting(8, help="kept widths are multiples of this", unit="channels")
     distill: str | None = setting(None, help="teacher checkpoint, such as the dense model: the host's distillation")
-    method: str | None = setting(None, help="what else training does to the network: grafting or resrep")
-    grafting: GraftingConfig = dataclasses.field(default_factory=GraftingConfig)
+    method: str | None = setting(None, help="what else training does: resrep, stripes, grafting or unstructured")
     resrep: ResRepConfig = dataclasses.field(default_factory=ResRepConfig)
+    stripes: StripesConfig = dataclasses.field(default_factory=StripesConfig)
+    grafting: GraftingConfig = dataclasses.field(default_factory=GraftingConfig)
+    unstructured: UnstructuredConfig = dataclasses.field(default_factory=UnstructuredConfig)
     json: str | None = json_setting("the result")
 
 

@@ -18,8 +18,19 @@ from yolo_prune.hosts.ultralytics.grafting_nets import train_nets
 from yolo_prune.hosts.ultralytics.resrep import ResRepTraining, resrep_options_of
 from yolo_prune.hosts.ultralytics.resrep_conversion import finish_run
 from yolo_prune.hosts.ultralytics.sparsity import SparsityTraining, options_of
+from yolo_prune.hosts.ultralytics.stripe_layers import striped_paths
+from yolo_prune.hosts.ultralytics.stripes import StripeTraining, stripe_options_of
+from yolo_prune.hosts.ultralytics.stripes_finish import finish_killed_run
+from yolo_prune.hosts.ultralytics.unstructured import UnstructuredPruning, target_layers, unstructured_options_of
 from yolo_prune.pipeline.train_config import TrainConfig
-from yolo_prune.pipeline.training_options import gradual_options, grafting_options, resrep_options, sparsity_options
+from yolo_prune.pipeline.training_options import (
+    gradual_options,
+    grafting_options,
+    resrep_options,
+    sparsity_options,
+    stripe_options,
+    unstructured_options,
+)
 from yolo_prune.report.scales import draw_scales
 
 
@@ -80,6 +91,17 @@ METHODS: dict[str, Method] = {
         needs_sgd=lambda _: True,
         finish=finish_run,
     ),
+    "stripes": Method(
+        asked=stripe_options,
+        known=stripe_options_of,
+        training=StripeTraining,
+        named=True,
+        alone=True,
+        prunes=True,
+        needs_sgd=lambda _: True,
+        fits=lambda _, network: striped_paths(network),
+        finish=finish_killed_run,
+    ),
     "grafting": Method(
         asked=grafting_options,
         known=grafting_options_of,
@@ -87,6 +109,14 @@ METHODS: dict[str, Method] = {
         named=True,
         alone=True,
         train=lambda options: partial(train_nets, options) if options.side_by_side else None,
+    ),
+    "unstructured": Method(
+        asked=unstructured_options,
+        known=unstructured_options_of,
+        training=UnstructuredPruning,
+        named=True,
+        alone=True,
+        fits=lambda options, network: target_layers(network, options),
     ),
 }
 """Every method by the name that messages have for its settings, in the order in which they act: pruning comes first,

@@ -12,9 +12,13 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.ultralytics.gradual import GradualOptions
 from yolo_prune.hosts.ultralytics.grafting import GraftingOptions
 from yolo_prune.hosts.ultralytics.sparsity import SCOPES, SparsityOptions
+from yolo_prune.hosts.ultralytics.unstructured import UnstructuredOptions
 from yolo_prune.methods.gradual import PruningSchedule
 from yolo_prune.methods.resrep.options import ResRepOptions
 from yolo_prune.methods.slimming.strength import MODES, SCHEDULES, strength_of
+from yolo_prune.methods.stripes.options import StripeOptions
+from yolo_prune.methods.stripes.ranking import StripeFloors
+from yolo_prune.methods.unstructured import n_of_m
 from yolo_prune.pipeline.train_config import TrainConfig
 
 
@@ -127,6 +131,50 @@ def resrep_options(config: TrainConfig) -> ResRepOptions | None:
         interval=config.resrep.interval,
         constraints=_constraints(config),
     )
+
+
+def stripe_options(config: TrainConfig) -> StripeOptions | None:
+    """Return how stripes are pruned; None if they are not.
+
+    Raises:
+        ConfigError: A value that is out of range, or a setting that has nothing to do with it.
+    """
+    if not _asked(config, "stripes"):
+        return None
+    _require_unset(config, ["round_to"], "prune_every=")  # filters die one by one
+    if config.target_macs is None:
+        _require_unset(config, ["min_channels", "max_fraction"], "target_macs=")
+    # They refuse what is out of range.
+    Constraints(min_channels=config.min_channels, max_fraction=config.max_fraction)
+    return StripeOptions(
+        strength=strength_of(config.stripes.strength),
+        threshold=config.stripes.threshold,
+        target=config.target_macs,
+        floors=StripeFloors(min_channels=config.min_channels, max_fraction=config.max_fraction),
+    )
+
+
+def unstructured_options(config: TrainConfig) -> UnstructuredOptions | None:
+    """Return which weights become zero; None if none do.
+
+    Raises:
+        ConfigError: A value that is out of range, or a setting that has nothing to do with it.
+    """
+    own = config.unstructured
+    if not _asked(config, "unstructured"):
+        return None
+    _require_unset(config, FLOORS, "prune_every=")
+    if config.target_macs is not None:
+        raise ConfigError(
+            f"target_macs={config.target_macs} with method=unstructured",
+            expected="unstructured.amount=: zeros among weights save no MACs",
+        )
+    if n_of_m(own.pattern) is not None and changed(own, ["amount"]):
+        raise ConfigError(
+            f"unstructured.amount={own.amount:g} with unstructured.pattern={own.pattern}",
+            expected="one of them: the pattern says what is left",
+        )
+    return UnstructuredOptions(pattern=own.pattern, amount=own.amount, targets=tuple(own.targets))
 
 
 def _number_or_auto(key: str, word: str) -> float | None:

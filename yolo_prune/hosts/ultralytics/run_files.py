@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,23 +34,28 @@ def forget_run(folder: Path) -> None:
     """Delete what an earlier run left in a folder that is used again: it would be taken for this run's state."""
     forget_record(folder)
     forget_grafting(folder)
-    for pattern in ("pruning*.json", "resrep*.json", "weights/compactors.pt"):
+    for pattern in ("pruning*.json", "resrep*.json", "weights/compactors.pt", "stripes.json", "zeros.json"):
         for file in folder.glob(pattern):
             file.unlink(missing_ok=True)
 
 
-def renew_best(last: Path, best: Path) -> None:
-    """Replace a best checkpoint of other widths than the last one by that.
+def renew_best(last: Path, best: Path, *, structure: Callable[[nn.Module], Any] = widths) -> None:
+    """Replace a best checkpoint of other widths, or of another structure, than the last one by that.
 
     The host writes the last one first: killed in between, right after channels went, it leaves a best one of the
     larger network, with a fitness that no slim one may ever reach.
     """
-    if best.is_file() and last.is_file() and widths(_network_in(best)) != widths(_network_in(last)):
+    if best.is_file() and last.is_file() and structure(network_in(best)) != structure(network_in(last)):
         with new_file(best, replace=True) as temporary:
             temporary.write_bytes(last.read_bytes())
 
 
-def _network_in(checkpoint: Path) -> nn.Module:
+def network_in(checkpoint: Path) -> nn.Module:
+    """Return the network that a checkpoint of a training holds, as it is stored.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
     content = unpickle(checkpoint)
     network: nn.Module = network_of(content.get("ema") or content["model"])
     return network

@@ -36,6 +36,7 @@ from yolo_prune.hosts.ultralytics.run_files import (
     renew_best,
     strip_whole,
 )
+from yolo_prune.hosts.ultralytics.zeros import ZeroKeeping
 
 Callback: TypeAlias = Callable[[Any], None]
 """Called by the host's trainer with itself."""
@@ -263,7 +264,7 @@ def require_stock_values(stock: Mapping[str, Any]) -> None:
 def train(
     model: str | Path, *, resume: bool = False, callbacks: Sequence[Mapping[str, Callback]] = (), **stock: Any
 ) -> Path:
-    """Train with the stock trainer, slim networks included.
+    """Train with the stock trainer, slim networks included. Zeros that pruning left in the checkpoint stay zeros.
 
     Args:
         model: A checkpoint, dense or slim, a yaml name, or the `last.pt` of the run that is resumed.
@@ -293,7 +294,7 @@ def train(
             expected="the last.pt of an interrupted run",
             remedy="leave `resume` out to start a new training from it",
         )
-    for several in callbacks:
+    for several in (*callbacks, ZeroKeeping().callbacks()):
         for event, callback in several.items():
             yolo.add_callback(event, callback)
     yolo.train(trainer=TRAINERS[yolo.task], resume=resume, **stock)

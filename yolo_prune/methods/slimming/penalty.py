@@ -23,6 +23,7 @@ from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
 from yolo_prune.errors import ConfigError
 from yolo_prune.importance.base import FloatArray, scale_axes, scales
 from yolo_prune.methods.slimming.strength import Mode
+from yolo_prune.methods.steps import skipped
 
 ADAPTIVE = (torch.optim.Adam, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop)
 """Optimizers that divide by the gradient's own size (AdamW is an Adam): a subgradient of any strength moves alike."""
@@ -172,7 +173,7 @@ class ScalePenalty:
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        if _skipped(optimizer):
+        if skipped(optimizer):
             return
         entries = self._known_entries()
         gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in entries.tensors]
@@ -189,7 +190,7 @@ class ScalePenalty:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        if self.mode != "proximal" or not self.strength or _skipped(optimizer):
+        if self.mode != "proximal" or not self.strength or skipped(optimizer):
             return
         entries = self._known_entries()
         _, norms = self._norms(entries)
@@ -240,12 +241,6 @@ def carry_zeros(graph: ChannelGraph, current: Mapping[str, Tensor], average: Map
     """
     for name, _ in scale_axes(graph):
         average[name].mul_(current[name] != 0)
-
-
-def _skipped(optimizer: Optimizer) -> bool:
-    """Return whether a step does nothing: a fused optimizer is called even if AMP found overflowing gradients."""
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found)
 
 
 def channel_scales(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> FloatArray:
