@@ -16,6 +16,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.slim import is_slim, mark, unfinished, widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.trainer import BEFORE_FINAL_EVAL, MODEL_SETUP, OPTIMIZER_BUILT, train
+from yolo_prune.pipeline.train import Training, train_in
 from yolo_prune.pipeline.train_config import TrainConfig
 from yolo_prune.pipeline.training_methods import METHODS, asked_of
 
@@ -80,6 +81,47 @@ class TestUnfinishedNetworks:
         assert model.yolo_prune["lineage"] == ["a"]
         assert model.yolo_prune["zeros"] == 1
         assert model.yolo_prune["widths"] == widths(model)
+
+
+class TestTrainingInAFolder:
+    """What `run` and the benchmarks do with a training that may have been killed."""
+
+    @pytest.fixture
+    def resumed(self, monkeypatch) -> list[TrainConfig]:
+        """The settings of every training that was begun."""
+        begun: list[TrainConfig] = []
+
+        def noted(config: TrainConfig, _: Any) -> Training:
+            begun.append(config)
+            return Training(best=Path("new.pt"))
+
+        monkeypatch.setattr("yolo_prune.pipeline.train.train_model", noted)
+        return begun
+
+    def finished(self, folder: Path, **marks: str) -> Path:
+        model = lively("yolov8n")
+        mark(model, **marks)
+        (folder / "weights").mkdir(parents=True)
+        for name in ("last.pt", "best.pt"):
+            save_as_host(model, folder / "weights" / name)
+        return folder
+
+    def test_one_that_is_done_is_taken(self, tmp_path, resumed):
+        folder = self.finished(tmp_path / "a")
+        assert train_in(folder, Path("m.pt"), Path("d.yaml"), {}) == folder / "weights" / "best.pt"
+        assert not resumed
+
+    def test_one_that_was_killed_before_its_network_was_converted_is_finished(self, tmp_path, resumed):
+        folder = self.finished(tmp_path / "a", unfinished="resrep")
+        assert train_in(folder, Path("m.pt"), Path("d.yaml"), {}) == Path("new.pt")
+        assert [(config.model, config.resume) for config in resumed] == [(str(folder / "weights" / "last.pt"), True)]
+
+    def test_one_that_left_nothing_is_begun_anew(self, tmp_path, resumed):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "half.txt").touch()
+        train_in(tmp_path / "a", Path("m.pt"), Path("d.yaml"), {"epochs": 3, "sparsity": "auto"})
+        assert [(config.model, config.data, config.sparsity) for config in resumed] == [("m.pt", "d.yaml", "auto")]
+        assert not (tmp_path / "a").exists()
 
 
 class TestMethodsTogether:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_recipes import TRAINING, train_in
+from bench_recipes import TRAINING
 from cells import run_missing
 from recipes import OFTEN
 
@@ -37,6 +37,7 @@ from yolo_prune.pipeline.profile import ProfileConfig, profile
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.pipeline.pruning import PruneResult
+from yolo_prune.pipeline.train import train_in
 from yolo_prune.report import render
 
 RECORD = Path(__file__).resolve().parent / "records" / "latency.jsonl"
@@ -211,7 +212,7 @@ class Laboratory:
         folder = self.folder / f"{name}-{cell.target:g}-seed{cell.seed}-{sha256(slim)[:8]}"
         settings = {**TRAINING, **OFTEN, "epochs": cell.epochs, "imgsz": cell.imgsz_px, "batch": config.batch}
         settings |= {"seed": cell.seed, "workers": config.workers}
-        best = train_in(folder, slim, config.data, settings)
+        best = train_in(folder, slim, Path(config.data), settings)
         return evaluate(
             best, data=Path(config.data), split="val", imgsz_px=cell.imgsz_px, batch=config.batch,
             workers=config.workers,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -27,20 +26,18 @@ from recipe_figures import Cells
 from recipes import CONTROLS, RECIPES, Step
 
 from yolo_prune.cli import execute, script
-from yolo_prune.configuration import json_setting, require_choice, setting, structured
+from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.export.machine import describe_machine
 from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.hosts.ultralytics.grafting_files import read_record
-from yolo_prune.hosts.ultralytics.run_files import interrupted, last_checkpoint
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.pipeline.rewrite import RewriteConfig, rewrite
 from yolo_prune.pipeline.search import SearchConfig, search
-from yolo_prune.pipeline.train import split_settings, train_model
-from yolo_prune.pipeline.train_config import TrainConfig
+from yolo_prune.pipeline.train import train_in
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "tools" / "records" / "recipes.jsonl"
@@ -177,7 +174,7 @@ class Laboratory:
         folder = (project or self.folder) / name
         stock = {**TRAINING, "epochs": epochs, "imgsz": self.cell.imgsz_px, "seed": self.cell.seed}
         stock |= {"batch": self.cell.batch, "workers": self.config.workers, "device": self.config.device}
-        best = train_in(folder, model, self.config.data, {**stock, **settings})
+        best = train_in(folder, model, Path(self.config.data), {**stock, "verbose": False, **settings})
         self.curves[name] = _curve(folder)
         self.stages.append({"train": name, "epochs": epochs, **_plain(settings), **_sparsity(folder)})
         return best
@@ -234,29 +231,6 @@ class Laboratory:
             "val": self._map(final, "val"),
             "test": self._map(final, "test"),
         }
-
-
-def train_in(folder: Path, model: Path, data: str, settings: Mapping[str, Any]) -> Path:
-    """Train in a folder, go on with a training that was killed there, or take what was trained before.
-
-    Args:
-        folder: Of the run.
-        model: What is trained.
-        data: Data yaml.
-        settings: Those of `train`, and training keys of the host.
-
-    Returns:
-        The best checkpoint.
-    """
-    state = interrupted(folder)
-    if state == "resumable":
-        train_model(TrainConfig(model=str(last_checkpoint(folder)), resume=True), {})
-    elif state == "nothing":
-        shutil.rmtree(folder, ignore_errors=True)
-        ours, stock = split_settings(settings)
-        stock |= {"project": str(folder.parent.absolute()), "name": folder.name, "exist_ok": True, "verbose": False}
-        train_model(structured(TrainConfig, {**ours, "model": str(model), "data": data}), stock)
-    return folder / "weights" / "best.pt"
 
 
 def _macs(checkpoint: Path, imgsz_px: int) -> float:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_recipes import TRAINING, train_in
+from bench_recipes import TRAINING
 from cells import run_missing
 from recipes import OFTEN
 from search_figures import SearchFigures
@@ -40,6 +40,7 @@ from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.hosts.ultralytics.scoring import Scorer
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
 from yolo_prune.importance import CRITERIA, FloatArray
+from yolo_prune.pipeline.train import train_in
 from yolo_prune.plan import plan_from_keep
 from yolo_prune.search.sampling import Sampler
 from yolo_prune.surgery import counted_macs
@@ -150,7 +151,7 @@ class Laboratory:
             write_slim(path, slim, self._source, plan, dtype=self._source.stored_dtype)
         settings = {**TRAINING, **OFTEN, "epochs": cell.epochs, "imgsz": cell.imgsz_px, "batch": cell.batch}
         settings |= {"seed": cell.seed, "workers": self._config.workers, "device": self._config.device}
-        best = train_in(folder / "tune", path, self._config.data, settings)
+        best = train_in(folder / "tune", path, Path(self._config.data), settings)
         found = evaluate(
             best, data=Path(self._config.data), split="val", imgsz_px=cell.imgsz_px, batch=cell.batch,
             workers=self._config.workers,

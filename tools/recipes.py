@@ -43,6 +43,11 @@ def tune(share: float = 1.0, **settings: Any) -> Step:
     return Step(verb="train", share=share, settings=lambda _epochs, _budget: settings)
 
 
+def tune_to(**settings: Any) -> Step:
+    """Train what there is with a method that has the budget as its target."""
+    return Step(verb="train", share=1.0, settings=lambda _epochs, budget: {"target_macs": budget, **settings})
+
+
 def cut_in_steps(*, steps: int, until: float, criterion: str = "l2", share: float = 1.0, **settings: Any) -> Step:
     """Prune while training, the last step after about a share of its epochs: steps are whole epochs apart."""
 
@@ -89,6 +94,8 @@ RECIPES: dict[str, list[Step]] = {
     "plain_direct": [plain(), cut(allocation="uniform"), tune(**OFTEN)],
     "plain_sparse": [plain(), *sparse(sparsity="auto", sparsity_share=0.5)],
     "plain_gradual_taylor": [plain(), cut_in_steps(steps=5, until=0.4, criterion="taylor", **OFTEN)],
+    "resrep": [tune_to(method="resrep", **OFTEN)],
+    "stripes": [tune_to(method="stripes", **OFTEN)],
     "grafted": [
         tune(0.5, method="grafting", **OFTEN),
         cut_in_steps(steps=5, until=0.4, criterion="taylor", share=0.5, **OFTEN),

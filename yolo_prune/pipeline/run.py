@@ -19,7 +19,6 @@ from yolo_prune.hosts.slim import MARKER, PROOF, write_checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, require_deployable
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, read_data, require_kpt_shape, require_split
 from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
-from yolo_prune.hosts.ultralytics.run_files import interrupted, last_checkpoint
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.hosts.ultralytics.trainer import require_stock_values, reset_weights, stock_keys
 from yolo_prune.importance import CRITERIA
@@ -28,7 +27,7 @@ from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig, choices, require_settings
 from yolo_prune.pipeline.rewrite import SHORTCUTS, RewriteConfig, rewrite
 from yolo_prune.pipeline.stages import Stages
-from yolo_prune.pipeline.train import split_settings, train_model
+from yolo_prune.pipeline.train import split_settings, train_in
 from yolo_prune.pipeline.train_config import TrainConfig
 from yolo_prune.pipeline.training_methods import METHODS, asked_of
 from yolo_prune.plan import PrunePlan, cost_at
@@ -312,18 +311,8 @@ class _Run:
 
     def _train(self, model: str, name: str, options: dict[str, Any]) -> Path:
         """Train, resuming a run that was killed; start anew where nothing can be resumed."""
-        folder = self.folder / name
-        state = interrupted(folder)
-        if state == "finished":
-            return folder / "weights" / "best.pt"
-        if state == "resumable":
-            return train_model(TrainConfig(model=str(last_checkpoint(folder)), resume=True), {}).best
-        shutil.rmtree(folder, ignore_errors=True)
-        ours, stock = split_settings(options)
-        config = structured(TrainConfig, {**ours, "model": model, "data": str(self.data)})
         fixed = {"imgsz": self.config.imgsz, "seed": self.config.seed}
-        place = {"project": str(self.folder.absolute()), "name": name, "exist_ok": True}
-        return train_model(config, {**stock, **fixed, **place}).best
+        return train_in(self.folder / name, Path(model), self.data, {**options, **fixed})
 
     def _named_copy(self, name: str) -> Path:
         """Copy a checkpoint to a name that says what it is; artefacts are called after it."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from yolo_prune.configuration import json_setting, setting
+from yolo_prune.configuration import json_setting, setting, structured
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.slim import is_slim, unfinished
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, read_data, require_kpt_shape, require_split
-from yolo_prune.hosts.ultralytics.run_files import interrupted
+from yolo_prune.hosts.ultralytics.run_files import interrupted, last_checkpoint, network_in
 from yolo_prune.hosts.ultralytics.trainer import read_stock_yaml, require_stock_values, train
 from yolo_prune.pipeline.train_config import FinetuneConfig, TrainConfig
 from yolo_prune.pipeline.training_methods import METHODS, asked_of
@@ -88,6 +89,33 @@ def train_model(config: TrainConfig, stock: dict[str, Any]) -> Training:
                 stock = _with_sgd(stock, name)
     callbacks = [METHODS[name].training(options).callbacks() for name, options in chosen.items()]
     return Training(best=_trainer_of(chosen)(config.model, resume=config.resume, callbacks=callbacks, **stock))
+
+
+def train_in(folder: Path, model: Path, data: Path, settings: Mapping[str, Any]) -> Path:
+    """Train in a folder, go on with a training that was killed there, or take what was trained before.
+
+    Args:
+        folder: Of the run.
+        model: What is trained.
+        data: Data yaml.
+        settings: Those of `train`, and training keys of the host.
+
+    Returns:
+        The best checkpoint.
+
+    Raises:
+        YoloPruneError: As `train_model`.
+    """
+    state, best, last = interrupted(folder), folder / "weights" / "best.pt", last_checkpoint(folder)
+    if state == "finished" and unfinished(network_in(last)) is None:
+        return best
+    if state != "nothing":
+        return train_model(TrainConfig(model=str(last), resume=True), {}).best
+    shutil.rmtree(folder, ignore_errors=True)
+    ours, stock = split_settings(settings)
+    config = structured(TrainConfig, {**ours, "model": str(model), "data": str(data)})
+    place = {"project": str(folder.parent.absolute()), "name": folder.name, "exist_ok": True}
+    return train_model(config, {**stock, **place}).best
 
 
 def _trainer_of(chosen: Mapping[str, Any]) -> Callable[..., Path]:
