@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fresh_process import __file__ as fresh_process
+from fresh_process import STOCK
 from models import CASES, SMALL, lively
 from random_plans import random_keep
 from torch import nn
@@ -59,7 +57,7 @@ def test_random_plans_are_exact_and_load_in_stock_ultralytics(traced, tmp_path: 
         write_slim(path, slim, source, _plan(graph, keep), dtype=torch.float32)
         with torch.no_grad():
             expected[path] = slim.eval()(image)
-    _load_in_stock(tmp_path)
+    STOCK.load(tmp_path)
     for path, outputs in expected.items():
         found = torch.load(path.with_suffix(".out"))
         pairs = list(zip(tree_leaves(outputs), tree_leaves(found), strict=True))
@@ -146,18 +144,22 @@ def _plan(graph: ChannelGraph, keep: BoolArray):
     return plan_from_keep(graph, keep, source_sha256="0" * 64, imgsz_px=640, choice={})
 
 
-def _load_in_stock(folder: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("ULTRALYTICS_SAFE_LOAD", None)  # stock as it comes; test_checkpoints loads under safe load
-    environment.pop("PYTHONPATH", None)
-    subprocess.run(
-        [sys.executable, "-I", fresh_process, str(folder)], check=True, cwd=folder, env=environment, capture_output=True
-    )
-
-
 def test_widths_differ_between_plans(traced) -> None:
     """The plans above are not all the same plan."""
     _, model, graph = traced
     found = [widths(slim_copy(model, graph, random_keep(graph, seed))) for seed in (0, 1)]
     assert found[0] != found[1]
     assert np.mean([random_keep(graph, seed).mean() for seed in range(5)]) < 0.9
+
+
+def test_stock_tells_what_it_cannot_load_and_goes_on(tmp_path: Path) -> None:
+    """Or a silent failure there would be a proof here."""
+    torch.save(torch.rand(1, 3, 64, 64), tmp_path / "image.pth")
+    (tmp_path / "bad.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(RuntimeError, match="stock Ultralytics on"):
+        STOCK.load(tmp_path)
+    (tmp_path / "bad.pt").unlink()
+    STOCK.load(tmp_path)
+    (tmp_path / "image.pth").unlink()
+    with pytest.raises(RuntimeError, match="FileNotFoundError"):
+        STOCK.load(tmp_path)

@@ -1,10 +1,16 @@
-"""Run in a process of its own: load slim checkpoints where yolo_prune cannot be imported and write their outputs.
+"""Stock Ultralytics in a process of its own, where yolo_prune cannot be imported: what it makes of slim checkpoints.
 
-python -I fresh_process.py FOLDER: reads FOLDER/*.pt and FOLDER/image.pth, writes FOLDER/*.out: the output tensors.
+The process is kept for further folders, since its imports take seconds. python -I fresh_process.py: reads names of
+folders, a line each. In each it loads every FOLDER/*.pt, gives it FOLDER/image.pth and writes the output tensors to
+FOLDER/*.out; the answer is a line of JSON, null or what went wrong.
 """
 
 from __future__ import annotations
 
+import atexit
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,9 +24,47 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
-def main(folder: Path) -> None:
-    """Load every checkpoint of a folder and write what it answers."""
-    sys.meta_path.insert(0, Blocked())
+class FreshProcess:
+    """The process, started when it is first needed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def load(self, folder: Path) -> None:
+        """Load every checkpoint of a folder and write what it answers.
+
+        Raises:
+            RuntimeError: What went wrong there.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self._process = self._started()
+        assert self._process.stdin is not None  # they are pipes
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{folder}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        problem = json.loads(answer) if answer else "the process ended"
+        if problem is not None:
+            raise RuntimeError(f"stock Ultralytics on '{folder}': {problem}")
+
+    def _started(self) -> subprocess.Popen[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment.pop("ULTRALYTICS_SAFE_LOAD", None)  # stock as it comes, which alone loads torchvision's layers
+        environment.pop("PYTHONPATH", None)
+        process = subprocess.Popen(
+            [sys.executable, "-I", __file__],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+        )  # fmt: skip
+        atexit.register(process.kill)
+        return process
+
+
+STOCK = FreshProcess()
+"""The one process of whoever imports this."""
+
+
+def answer_folder(folder: Path) -> None:
+    """Load every checkpoint of a folder and write what it answers; yolo_prune must not be there."""
     import torch
     from torch.utils._pytree import tree_leaves
     from ultralytics import YOLO
@@ -37,8 +81,22 @@ def main(folder: Path) -> None:
         import yolo_prune  # noqa: F401
     except ModuleNotFoundError:
         return
-    sys.exit("yolo_prune can be imported: the test proves nothing")
+    raise AssertionError("yolo_prune can be imported: the test proves nothing")
+
+
+def main() -> None:
+    """Answer folders until no more come."""
+    sys.meta_path.insert(0, Blocked())
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # the host prints
+    for line in sys.stdin:
+        try:
+            answer_folder(Path(line.rstrip("\n")))
+            problem = None
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+        print(json.dumps(problem), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

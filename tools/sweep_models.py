@@ -18,8 +18,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fresh_process import __file__ as fresh_process
+from fresh_process import STOCK
 from model_cases import ROOT, Case, all_cases, build_lively
 from random_plans import random_keep
 from torch.utils._pytree import tree_leaves
@@ -278,10 +276,7 @@ def _require_stock_agrees(checkpoint: Path, slim: Any, image: torch.Tensor) -> N
         ParityError: An output differs by a bit.
     """
     torch.save(image, checkpoint.with_name("image.pth"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("ULTRALYTICS_SAFE_LOAD", None)  # stock as it comes, which alone loads torchvision's layers
-    command = [sys.executable, "-I", fresh_process, str(checkpoint.parent)]
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    STOCK.load(checkpoint.parent)
     with torch.no_grad():
         answer = tree_leaves(slim.eval()(image))
     expected = [leaf for leaf in answer if isinstance(leaf, torch.Tensor)]
