@@ -101,6 +101,11 @@ class TestFigures:
         table = Cells(records=[line("gradual_sparse", silent=[0.0, 0.2, 0.4])]).table()
         assert " 40% " in table
 
+    def test_stripes_have_a_share_of_their_own(self):
+        record = line("stripes")
+        record["figures"] |= {"macs_kept": 0.7, "stripe_macs_kept": 0.5}
+        assert " 70.0% (50.0% in stripes) " in Cells(records=[record]).table()
+
     def test_the_curves_are_drawn_alike_each_time(self, tmp_path):
         cells = Cells(records=[line("direct"), line("dense"), line("start"), line("gradual_sparse", silent=[0.0, 0.4])])
         Cells(records=[line("dense")]).draw(tmp_path / "none.svg")

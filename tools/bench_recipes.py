@@ -29,6 +29,7 @@ from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.export.machine import describe_machine
 from yolo_prune.files import sha256
+from yolo_prune.hosts.slim import MARKER
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.hosts.ultralytics.grafting_files import read_record
@@ -222,11 +223,14 @@ class Laboratory:
 
     def _figures(self, dense: Path, final: Path) -> dict[str, Any]:
         """Return the costs of the final model and its mAP50-95."""
-        macs = _macs(final, self.cell.imgsz_px)
-        graph = trace_model(read_checkpoint(final).model)
+        model = read_checkpoint(final).model
+        graph, before = trace_model(model), _macs(dense, self.cell.imgsz_px)
+        macs = float(graph.cost.macs(graph.widths(), imgsz_px=self.cell.imgsz_px))
+        stripes = getattr(model, MARKER, {}).get("stripes")
         return {
             "macs": round(macs),
-            "macs_kept": macs / _macs(dense, self.cell.imgsz_px),
+            "macs_kept": macs / before,
+            **({"stripe_macs_kept": stripes["macs"] / before} if stripes else {}),
             "params": int(graph.cost.params(graph.widths())),
             "val": self._map(final, "val"),
             "test": self._map(final, "test"),

@@ -69,11 +69,17 @@ def _row(records: list[dict[str, Any]]) -> list[str]:
         cell["recipe"],
         str(cell["epochs"]) if RECIPES[cell["recipe"]] else "0",
         " ".join(str(record["cell"]["seed"]) for record in records),
-        f"{np.mean([one['macs_kept'] for one in figures]):.1%}",
+        f"{np.mean([one['macs_kept'] for one in figures]):.1%}{_in_stripes(figures)}",
         quantity(int(np.mean([one["params"] for one in figures]))),
         f"{np.mean(silent):.0%}" if silent else "-",
         *(_spread([one[key] for one in figures]) for key in ("unpruned", "pruned", "val", "test")),
     ]
+
+
+def _in_stripes(figures: list[dict[str, Any]]) -> str:
+    """Return the share of MACs that living stripes count, which no export saves; nothing where there are none."""
+    found = [one["stripe_macs_kept"] for one in figures if "stripe_macs_kept" in one]
+    return f" ({np.mean(found):.1%} in stripes)" if found else ""
 
 
 def _spread(values: list[float | None]) -> str:
