@@ -524,7 +524,7 @@ class TestBadInput:
         [
             (["method=strips"], "unknown method 'strips'"),
             (["method=stripes", "stripes.strength=0"], "strength"),
-            (["method=stripes", "stripes.strength=much"], "strength 'much'"),
+            (["method=stripes", "stripes.strength=much"], "stripes.strength=much"),
             (["method=stripes", "stripes.threshold=1"], "stripes.threshold=1"),
             (["method=stripes", "target_macs=1.5"], "target_macs=1.5"),
             (["method=stripes", "min_channels=4"], "min_channels=4 without target_macs="),

@@ -138,6 +138,30 @@ class TestMethodsTogether:
         assert list(asked_of(dataclasses.replace(self.WORDS, prune_every=None, target_macs=None))) == ["sparsity"]
 
 
+RECORDS = {
+    **{"pruning": "pruning.json", "sparsity": "sparsity.json", "resrep": "resrep.json"},
+    **{"stripes": "stripes.json", "grafting": "grafting.json", "unstructured": "zeros.json"},
+}
+
+
+class TestRecords:
+    """What a run leaves in its folder, from which it is resumed."""
+
+    def test_each_method_has_one(self):
+        assert RECORDS.keys() == METHODS.keys()
+
+    @pytest.mark.parametrize("name", RECORDS)
+    @pytest.mark.parametrize("content", ['{"options": {', "{}", '{"options": {"unheard": 1}}', "[]", "3"])
+    def test_a_damaged_one_is_a_clear_error(self, tmp_path, name, content):
+        (tmp_path / RECORDS[name]).write_text(content)
+        with pytest.raises(ConfigError, match=f"cannot read '.*{RECORDS[name]}'"):
+            METHODS[name].known(tmp_path)
+
+    @pytest.mark.parametrize("name", RECORDS)
+    def test_without_one_there_was_no_such_method(self, tmp_path, name):
+        assert METHODS[name].known(tmp_path) is None
+
+
 @dataclasses.dataclass
 class Part:
     share: float = setting(0.5, help="how much", unit="of it")

@@ -141,7 +141,7 @@ VERBS: dict[str, Verb] = {
     "cliff": Verb(summary="how far a checkpoint can be cut before its recalibrated mAP breaks away", load=_cliff),
     "sensitivity": Verb(summary="what each channel group costs in recalibrated mAP", load=_sensitivity),
     "profile": Verb(summary="time slim versions on this device: how latency depends on widths", load=_profile),
-    "train": Verb(summary="train as `yolo train` does, with sparsity if asked for", load=_train, passes_on=True),
+    "train": Verb(summary="train as `yolo train` does, and prune meanwhile if asked to", load=_train, passes_on=True),
     "finetune": Verb(summary="train a slim checkpoint without rebuilding it", load=_finetune, passes_on=True),
     "evaluate": Verb(summary="measure mAP of a checkpoint", load=_evaluate),
     "export": Verb(summary="export to ONNX, NCNN or OpenVINO and prove that the artefact agrees", load=_export),

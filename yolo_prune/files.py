@@ -11,11 +11,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from yolo_prune.errors import ConfigError, OutputError
+
+Made = TypeVar("Made")
 
 
 def refuse_existing(path: Path) -> None:
@@ -128,6 +130,37 @@ def write_json(path: Path, value: Any, *, replace: bool = False) -> None:
     """Write `value` as indented JSON through `new_file`."""
     with new_file(path, replace=replace) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object that a run left in a file; None where there is none.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    return from_record(path, dict)
+
+
+def from_record(path: Path, make: Callable[[dict[str, Any]], Made]) -> Made | None:
+    """Return what can be made of the JSON object that a run left in a file; None where there is none.
+
+    Args:
+        path: The file.
+        make: May raise KeyError, TypeError or ValueError on what a run would not have written.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return make(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"cannot read '{path}': {error!r}",
+            expected="the record that the training wrote",
+            remedy="put it back, or start a new training",
+        ) from error
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:

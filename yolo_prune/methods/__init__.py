@@ -1,1 +1,1 @@
-"""What changes during training, one file a method. Methods know torch and the channel graph, never a host."""
+"""What changes during training, one file or folder a method. Methods know torch and the channel graph, never a host."""

@@ -51,7 +51,7 @@ class RunConfig:
     train: dict[str, Any] = setting({}, help="keys of `train` and of the host for the dense model; epochs: 0 skips it")
     rewrite: dict[str, Any] = setting({}, help="settings of `rewrite`, of what is pruned; none leaves it as it is")
     prune: dict[str, Any] = setting({}, help="settings of `prune`; none where the fine-tune itself prunes")
-    finetune: dict[str, Any] = setting({}, help="the same for the slim model; distill: dense takes this run's")
+    finetune: dict[str, Any] = setting({}, help="as `train:`, for the slim model; distill: dense takes this run's")
     control: bool = setting(False, help="also train the slim shapes from random weights, as the fine-tune")
     splits: list[str] = setting(["val"], help="splits on which mAP is measured")
     formats: list[str] = setting(["onnx", "ncnn"], help=f"artefacts: {', '.join(SUFFIXES)}")

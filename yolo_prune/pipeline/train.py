@@ -53,7 +53,7 @@ def finetune(config: FinetuneConfig, stock: dict[str, Any]) -> Training:
 
 
 def train_model(config: TrainConfig, stock: dict[str, Any]) -> Training:
-    """Train with the host's trainer: any checkpoint or yaml, with sparsity or without.
+    """Train with the host's trainer: any checkpoint or yaml, with any methods.
 
     Raises:
         YoloPruneError: Settings, checkpoint or data that cannot be trained with.
@@ -67,7 +67,8 @@ def train_model(config: TrainConfig, stock: dict[str, Any]) -> Training:
     if config.data is not None:
         for split in ("train", "val"):
             require_split(Path(config.data), split)
-        require_kpt_shape(network, read_data(Path(config.data)), config.data)
+        if is_slim(network):  # of any other the host makes a network with the data's own key points
+            require_kpt_shape(network, read_data(Path(config.data)), config.data)
         stock = {**stock, "data": config.data}
     elif not config.resume and not stock.get("cfg"):
         raise ConfigError("'data=' is required", expected="data: a data yaml")
@@ -108,7 +109,7 @@ def train_in(folder: Path, model: Path, data: Path, settings: Mapping[str, Any])
     """
     state, best, last = interrupted(folder), folder / "weights" / "best.pt", last_checkpoint(folder)
     if state == "finished" and unfinished(network_in(last)) is None:
-        return best
+        return best if best.is_file() else last
     if state != "nothing":
         return train_model(TrainConfig(model=str(last), resume=True), {}).best
     shutil.rmtree(folder, ignore_errors=True)

@@ -147,7 +147,7 @@ def stripe_options(config: TrainConfig) -> StripeOptions | None:
     # They refuse what is out of range.
     Constraints(min_channels=config.min_channels, max_fraction=config.max_fraction)
     return StripeOptions(
-        strength=strength_of(config.stripes.strength),
+        strength=_number_or_auto("stripes.strength", config.stripes.strength),
         threshold=config.stripes.threshold,
         target=config.target_macs,
         floors=StripeFloors(min_channels=config.min_channels, max_fraction=config.max_fraction),

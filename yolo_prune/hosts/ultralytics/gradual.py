@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from ultralytics.utils.torch_utils import TORCH_2_13, ModelEMA
 from yolo_prune.allocation import PATHS, Allocation, Budget, Constraints, allocate
 from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.errors import ConfigError
-from yolo_prune.files import sha256, write_json
+from yolo_prune.files import from_record, read_record, sha256, write_json
 from yolo_prune.hosts.slim import MARKER, PROOF, Checkpoint, is_slim, provenance
 from yolo_prune.hosts.ultralytics.collection import TrainingImages, scored_on
 from yolo_prune.hosts.ultralytics.distillation import (
@@ -28,6 +27,7 @@ from yolo_prune.hosts.ultralytics.distillation import (
     projectors,
     with_projectors,
 )
+from yolo_prune.hosts.ultralytics.refusals import require_plain
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.hosts.ultralytics.trainer import warn_of_few_steps
 from yolo_prune.importance import CRITERIA, FloatArray
@@ -96,14 +96,8 @@ class GradualPruning:
             ConfigError: No epochs after the last step, or a training that cannot lose channels on its way.
         """
         self.options.schedule.require_room(trainer.epochs)
-        for key in ("compile", "time", "quantize"):
-            if getattr(trainer.args, key, None):
-                raise ConfigError(
-                    f"prune_every= with {key}={getattr(trainer.args, key)}",
-                    expected="a network that is neither compiled nor quantized, and a number of epochs",
-                    remedy=f"leave {key} out here; fine-tune the result with it",
-                )
-        record = _read(trainer.save_dir)
+        require_plain(vars(trainer.args), "prune_every=")
+        record = read_record(trainer.save_dir / RECORD)
         if trainer.resume and record is not None:
             self._macs, self._imgsz_px = record["macs"], record["imgsz_px"]
             return
@@ -215,7 +209,7 @@ class GradualPruning:
         """Say and write what a step did."""
         if RANK not in {-1, 0}:
             return
-        record = _read(trainer.save_dir) or {}
+        record = read_record(trainer.save_dir / RECORD) or {}
         steps = [done for done in record["steps"] if done["step"] < step]
         steps.append({"step": step, "epoch": trainer.epoch, "after": asdict(plan.after)})
         write_json(trainer.save_dir / RECORD, {**record, "steps": steps}, replace=True)
@@ -293,20 +287,15 @@ def _traced(model: nn.Module) -> ChannelGraph:
 
 
 def gradual_options_of(folder: Path) -> GradualOptions | None:
-    """Return how the network of a run in a folder is pruned; None if it is not."""
-    record = _read(folder)
-    if record is None:
-        return None
+    """Return how the network of a run in a folder is pruned; None if it is not.
+
+    Raises:
+        ConfigError: The record is damaged.
+    """
+    return from_record(folder / RECORD, _options_in)
+
+
+def _options_in(record: dict[str, Any]) -> GradualOptions:
     options = record["options"]
-    return GradualOptions(
-        **{
-            **options,
-            "schedule": PruningSchedule(**options["schedule"]),
-            "constraints": Constraints(**options["constraints"]),
-        }
-    )
-
-
-def _read(folder: Path) -> dict[str, Any] | None:
-    path = folder / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    parts = {"schedule": PruningSchedule(**options["schedule"]), "constraints": Constraints(**options["constraints"])}
+    return GradualOptions(**{**options, **parts})

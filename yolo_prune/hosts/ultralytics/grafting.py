@@ -14,8 +14,10 @@ from torch import nn
 from ultralytics.utils import LOGGER, RANK
 
 from yolo_prune.errors import ConfigError
+from yolo_prune.files import from_record
 from yolo_prune.hosts.ultralytics.distillation import bare_copy, network_of
-from yolo_prune.hosts.ultralytics.grafting_files import note_epoch, read_record, run_folder, write_record
+from yolo_prune.hosts.ultralytics.grafting_files import RECORD, note_epoch, read_record, run_folder, write_record
+from yolo_prune.hosts.ultralytics.refusals import require_plain
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.methods.grafting import Grafting, Layer, filter_layers, graft_internally, graft_noise, layers_of
 
@@ -72,7 +74,7 @@ class GraftingTraining:
         Raises:
             ConfigError: A training whose network or length is not known.
         """
-        require_plain(vars(trainer.args))
+        require_plain(vars(trainer.args), "method=grafting")
         self._layers = filter_layers(network_of(trainer.model), trained_layers(trainer))
         if RANK in {-1, 0} and not (trainer.resume and read_record(trainer.save_dir)):
             write_record(trainer.save_dir, new_record(self.options))
@@ -104,21 +106,6 @@ def trained_layers(trainer: Any) -> list[Layer]:
     return layers_of(network_of(trainer.model), trace_model(bare_copy(trainer.model)).norms)
 
 
-def require_plain(args: Mapping[str, Any]) -> None:
-    """Refuse trainings whose network is wrapped or changed by the host, or whose length is not known.
-
-    Raises:
-        ConfigError: `compile=`, `quantize=` or `time=`.
-    """
-    for key in ("compile", "quantize", "time"):
-        if args.get(key):
-            raise ConfigError(
-                f"method=grafting with {key}={args[key]}",
-                expected="a network that is neither compiled nor quantized, and a number of epochs",
-                remedy=f"leave {key} out here; fine-tune the result with it",
-            )
-
-
 def new_record(options: GraftingOptions, nets: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the record of a run that begins: its options, what is special to each network, and no epochs."""
     return {"options": asdict(options), "nets": dict(nets or {}), "epochs": []}
@@ -133,7 +120,8 @@ def grafting_options_of(folder: Path) -> GraftingOptions | None:
     Raises:
         ConfigError: The record is damaged.
     """
-    record = read_record(run_folder(folder))
-    if record is None:
-        return None
+    return from_record(run_folder(folder) / RECORD, _options_in)
+
+
+def _options_in(record: dict[str, Any]) -> GraftingOptions:
     return GraftingOptions(**{**record["options"], "models": tuple(record["options"]["models"])})

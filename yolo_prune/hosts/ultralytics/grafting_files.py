@@ -6,13 +6,13 @@ checkpoints of the epoch before are there too: whenever it stops, there is an ep
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune import files
+from yolo_prune.errors import CheckpointError
 from yolo_prune.files import new_file, write_json
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
 
@@ -29,14 +29,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: It is damaged.
     """
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"'{path}' is damaged: {error}", expected="the record that the run wrote") from error
-    return record
+    return files.read_record(folder / RECORD)
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:

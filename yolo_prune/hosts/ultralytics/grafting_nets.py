@@ -24,7 +24,6 @@ from yolo_prune.hosts.ultralytics.grafting import (
     GraftingOptions,
     networks_of,
     new_record,
-    require_plain,
     trained_layers,
 )
 from yolo_prune.hosts.ultralytics.grafting_files import (
@@ -38,6 +37,7 @@ from yolo_prune.hosts.ultralytics.grafting_files import (
     state_of_nets,
     write_record,
 )
+from yolo_prune.hosts.ultralytics.refusals import require_plain
 from yolo_prune.hosts.ultralytics.run_files import strip_whole
 from yolo_prune.hosts.ultralytics.side_by_side import Turn, run_side_by_side
 from yolo_prune.hosts.ultralytics.trainer import (
@@ -263,7 +263,7 @@ def _require_one_device(given: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: Several GPUs, a batch size that the host finds by filling the memory, or as `require_plain`.
     """
-    require_plain(given)
+    require_plain(given, "method=grafting")
     device, batch = given.get("device"), given["batch"]
     if len(device if isinstance(device, (list, tuple)) else str(device).split(",")) > 1:
         raise ConfigError(

@@ -17,7 +17,7 @@ from ultralytics.utils import LOGGER, RANK
 from yolo_prune.allocation import Budget, Constraints
 from yolo_prune.channels import BoolArray, IntArray
 from yolo_prune.errors import ConfigError
-from yolo_prune.files import write_json
+from yolo_prune.files import from_record, read_record, write_json
 from yolo_prune.hosts.slim import MARKER, mark, unfinished
 from yolo_prune.hosts.ultralytics.compactors import (
     add_compactors,
@@ -28,7 +28,8 @@ from yolo_prune.hosts.ultralytics.compactors import (
     without_compactors,
 )
 from yolo_prune.hosts.ultralytics.distillation import bare_copy, network_of
-from yolo_prune.hosts.ultralytics.resrep_conversion import NAME, RECORD, convert_run, read_record
+from yolo_prune.hosts.ultralytics.refusals import require_plain
+from yolo_prune.hosts.ultralytics.resrep_conversion import NAME, RECORD, convert_run
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.hosts.ultralytics.trainer import BEFORE_FINAL_EVAL, MODEL_SETUP, OPTIMIZER_BUILT
 from yolo_prune.methods.resrep.forgetting import KEPT_STRENGTH, PARAM_GROUP, Forgetting, give_own_group, masked_channels
@@ -86,7 +87,7 @@ class ResRepTraining:
             ConfigError: A training that cannot have compactors.
             InfeasibleTargetError: The target is out of reach.
         """
-        _require_plain_training(trainer)
+        require_plain(vars(trainer.args), f"method={NAME}")
         network = network_of(trainer.model)
         if trainer.resume:
             _require_own(network, trainer)
@@ -121,7 +122,7 @@ class ResRepTraining:
         Raises:
             ConfigError: The training is too short for the settings, or is resumed with others.
         """
-        record = read_record(trainer.save_dir) if trainer.resume else None
+        record = read_record(trainer.save_dir / RECORD) if trainer.resume else None
         course = _course(trainer)
         weights = compactor_weights(trainer.model, self._targets)
         _require_trained(weights)
@@ -246,17 +247,6 @@ def _course(trainer: Any) -> Course:
     )
 
 
-def _require_plain_training(trainer: Any) -> None:
-    """Refuse trainings whose network is rebuilt behind our back, or whose length nobody knows."""
-    for key in ("compile", "time", "quantize"):
-        if getattr(trainer.args, key, None):
-            raise ConfigError(
-                f"method=resrep with {key}={getattr(trainer.args, key)}",
-                expected="a network that is neither compiled nor quantized, and a number of epochs",
-                remedy=f"leave {key} out here; fine-tune the result with it",
-            )
-
-
 def _require_own(network: nn.Module, trainer: Any) -> None:
     """Refuse to resume from a network without compactors."""
     if unfinished(network) != NAME or not with_compactors(network):
@@ -295,15 +285,9 @@ def resrep_options_of(folder: Path) -> ResRepOptions | None:
     Raises:
         ConfigError: The record is damaged.
     """
-    record = read_record(folder)
-    if record is None:
-        return None
-    try:
-        options = record["options"]
-        return ResRepOptions(**{**options, "constraints": Constraints(**options["constraints"])})
-    except (KeyError, TypeError) as error:
-        raise ConfigError(
-            f"cannot read '{folder / RECORD}': {error!r}",
-            expected="the record of a training with method=resrep",
-            remedy="start a new training",
-        ) from error
+    return from_record(folder / RECORD, _options_in)
+
+
+def _options_in(record: dict[str, Any]) -> ResRepOptions:
+    options = record["options"]
+    return ResRepOptions(**{**options, "constraints": Constraints(**options["constraints"])})

@@ -5,7 +5,6 @@ Everything that is needed lies in the run's folder, so a run that was killed on 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ultralytics.utils import LOGGER
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.channels.forward import forward_unchanged, output_tensors
 from yolo_prune.errors import ConfigError, VerificationError
-from yolo_prune.files import new_file, sha256, write_json
+from yolo_prune.files import new_file, read_record, sha256, write_json
 from yolo_prune.hosts.slim import MARKER, PROOF, Checkpoint, provenance, require_widths, unfinished, write_checkpoint
 from yolo_prune.hosts.ultralytics.blocks import host_for
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
@@ -56,7 +55,7 @@ def convert_run(folder: Path) -> None:
     last, best = (folder / "weights" / name for name in ("last.pt", "best.pt"))
     if unfinished(_network(unpickle(last))) != NAME:
         return
-    record = read_record(folder)
+    record = read_record(folder / RECORD)
     if record is None:
         raise ConfigError(f"no '{RECORD}' in '{folder}'", expected="the folder of a training with method=resrep")
     kept = last.with_name(COMPACTORS)
@@ -167,22 +166,6 @@ class Conversion:
         options = self._record["options"]
         pull = {key: self._record[key] for key in ("strength", "momentum")}
         return {"method": NAME, "target_macs": options["target"], **pull, **options["constraints"]}
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return what a run's folder tells of its compactors; None where it tells nothing.
-
-    Raises:
-        ConfigError: The record is damaged.
-    """
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"cannot read '{path}': {error}", expected="the record of a training") from error
-    return record
 
 
 def _network(content: Any) -> Any:

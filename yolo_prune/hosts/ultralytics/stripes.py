@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,9 +12,10 @@ from torch import Tensor
 from ultralytics.utils import LOGGER, RANK
 
 from yolo_prune.errors import ConfigError, InfeasibleTargetError
-from yolo_prune.files import write_json
+from yolo_prune.files import from_record, read_record, write_json
 from yolo_prune.hosts.slim import UNFINISHED, mark
 from yolo_prune.hosts.ultralytics.distillation import bare_copy, network_of
+from yolo_prune.hosts.ultralytics.refusals import require_plain
 from yolo_prune.hosts.ultralytics.run_files import renew_best
 from yolo_prune.hosts.ultralytics.stripe_layers import METHOD, StripePrices, dead_stripes, layers_of, striped_paths
 from yolo_prune.hosts.ultralytics.stripes_finish import finish_run
@@ -65,13 +65,7 @@ class StripeTraining:
         Raises:
             ConfigError: A training in which the network is another one than its weights say, or no stripes.
         """
-        for key in ("compile", "time", "quantize"):
-            if getattr(trainer.args, key, None):
-                raise ConfigError(
-                    f"method=stripes with {key}={getattr(trainer.args, key)}",
-                    expected="a network that is neither compiled nor quantized, and a number of epochs",
-                    remedy=f"leave {key} out here; fine-tune the result with it",
-                )
+        require_plain(vars(trainer.args), f"method={METHOD}")
         network = network_of(trainer.model)
         if not layers_of(network):
             for path in striped_paths(network):
@@ -107,7 +101,7 @@ class StripeTraining:
         self._network, self._prices = network, StripePrices(bare_copy(trainer.model), int(trainer.args.imgsz))
         self._steps = SkeletonSteps(layers, threshold=self.options.threshold)
         self._steps.attach(trainer.optimizer)
-        record = _read(trainer.save_dir) if trainer.resume else None
+        record = read_record(trainer.save_dir / RECORD) if trainer.resume else None
         if record is not None:
             self._strength = float(record["strength"])
             self._epochs = [epoch for epoch in record["epochs"] if epoch["epoch"] <= trainer.start_epoch]
@@ -249,14 +243,15 @@ def _gain(trainer: Any) -> float:
     return float(1.0 / (1.0 - min(trainer.args.momentum, 0.999)))
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
-    path = folder / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
 def stripe_options_of(folder: Path) -> StripeOptions | None:
-    """Return how the stripes of a run in a folder are pruned; None if they are not."""
-    record = _read(folder)
-    if record is None:
-        return None
-    return StripeOptions(**{**record["options"], "floors": StripeFloors(**record["options"]["floors"])})
+    """Return how the stripes of a run in a folder are pruned; None if they are not.
+
+    Raises:
+        ConfigError: The record is damaged.
+    """
+    return from_record(folder / RECORD, _options_in)
+
+
+def _options_in(record: dict[str, Any]) -> StripeOptions:
+    options = record["options"]
+    return StripeOptions(**{**options, "floors": StripeFloors(**options["floors"])})

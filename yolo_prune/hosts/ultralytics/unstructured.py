@@ -6,7 +6,6 @@ The network stays the stock one with zeros in it: no MACs are saved and nothing 
 from __future__ import annotations
 
 import difflib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from torch import nn
 from ultralytics.utils import LOGGER, RANK
 
 from yolo_prune.errors import ConfigError, VerificationError
-from yolo_prune.files import write_json
+from yolo_prune.files import from_record, write_json
 from yolo_prune.hosts.slim import MARKER, ZEROS, mark
 from yolo_prune.hosts.ultralytics.blocks import MERGED
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
@@ -288,9 +287,13 @@ def zeros_of(network: nn.Module, paths: Iterable[str]) -> ZeroCounts:
 
 
 def unstructured_options_of(folder: Path) -> UnstructuredOptions | None:
-    """Return which weights a run in a folder has zeroed; None if it has none."""
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    options = json.loads(path.read_text(encoding="utf-8"))["options"]
-    return UnstructuredOptions(**{**options, "targets": tuple(options["targets"])})
+    """Return which weights a run in a folder has zeroed; None if it has none.
+
+    Raises:
+        ConfigError: The record is damaged.
+    """
+    return from_record(folder / RECORD, _options_in)
+
+
+def _options_in(record: dict[str, Any]) -> UnstructuredOptions:
+    return UnstructuredOptions(**{**record["options"], "targets": tuple(record["options"]["targets"])})

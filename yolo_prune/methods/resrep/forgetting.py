@@ -25,6 +25,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.importance import FloatArray
 from yolo_prune.methods.resrep.schedule import EPS, GONE, Course, Pull
 from yolo_prune.methods.resrep.targets import maskable, row_scores
+from yolo_prune.methods.steps import skipped
 
 KEPT_STRENGTH = 1e-3
 """Largest strength for rows that are not masked: what the paper's authors use for short trainings."""
@@ -129,7 +130,7 @@ class Forgetting:
         optimizer.register_step_pre_hook(self._before_step)
 
     def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        if bool(getattr(optimizer, "found_inf", None)):  # a fused optimizer is called even if AMP makes it do nothing
+        if skipped(optimizer):
             return
         self._remask()
         # Warm-up and schedule of the host set every group.

@@ -6,7 +6,6 @@ begin and end. Source: network slimming, Liu et al. 2017, eq. 1; `methods.slimmi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,8 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from yolo_prune.channels import BoolArray, ChannelGraph
-from yolo_prune.errors import ConfigError
-from yolo_prune.files import write_json
+from yolo_prune.files import from_record, write_json
 from yolo_prune.importance.base import FloatArray
 from yolo_prune.methods.slimming.health import (
     SILENT,
@@ -211,22 +209,16 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: The record is damaged.
     """
-    file = folder / RECORD
-    if not file.is_file():
-        return None
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        Sparsity(**{key: content["options"][key] for key in ("strength", "mode", "schedule", "share")})
-        for epoch in content["epochs"]:
-            EpochHealth(**epoch)
-        float(content["silent_below"]), float(content["largest"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"cannot read '{file}': {error!r}",
-            expected="the record of a sparsity training",
-            remedy="start a new training",
-        ) from error
-    return content
+    return from_record(folder / RECORD, _checked)
+
+
+def _checked(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record in which everything is there that a training goes on from."""
+    Sparsity(**{key: record["options"][key] for key in ("strength", "mode", "schedule", "share")})
+    for epoch in record["epochs"]:
+        EpochHealth(**epoch)
+    float(record["silent_below"]), float(record["largest"])
+    return record
 
 
 def learning_rates(
