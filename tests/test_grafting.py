@@ -446,7 +446,7 @@ class TestFilesOfSeveralNetworks:
 
     def test_a_damaged_record(self, tmp_path):
         (tmp_path / "grafting.json").write_text("{")
-        with pytest.raises(ConfigError, match="is damaged"):
+        with pytest.raises(ConfigError, match="cannot read"):
             grafting_options_of(tmp_path)
 
 

@@ -42,6 +42,7 @@ from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.hosts.ultralytics.trainer import train
 from yolo_prune.methods.resrep.forgetting import (
     KEPT_STRENGTH,
+    PARAM_GROUP,
     Forgetting,
     apply_rule,
     give_own_group,
@@ -369,6 +370,28 @@ class TestMasks:
     def step(self, forgetting: Forgetting, iteration: int) -> None:
         forgetting.iteration = iteration
         forgetting._optimizer.step()
+
+    def test_a_state_that_the_host_reads_back_keeps_their_learning_rate(self, forgetting):
+        """NaN recovery loads the optimizer's state, which replaces its groups."""
+        optimizer = forgetting._optimizer
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        self.step(forgetting, last := len(forgetting._rates) - 1)
+        (group,) = (group for group in optimizer.param_groups if group.get("param_group") == PARAM_GROUP)
+        assert group["lr"] == pytest.approx(float(forgetting._rates[last]))
+        assert group["lr"] < 0.01
+
+    def test_nan_is_left_to_the_host(self, forgetting):
+        """It goes back to its last checkpoint after the epoch; until then there is nothing to choose by."""
+        weight = next(iter(forgetting.weights.values()))
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight.fill_(torch.nan)
+        self.step(forgetting, forgetting.course.mask_until)
+        assert not forgetting.settled
+        with torch.no_grad():
+            weight.copy_(before)
+        self.step(forgetting, forgetting.course.mask_until)
+        assert forgetting.settled
 
     def test_they_grow_to_the_target_and_settle(self, forgetting):
         where = forgetting.course

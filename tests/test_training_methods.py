@@ -144,6 +144,22 @@ RECORDS = {
 }
 
 
+@pytest.mark.usefixtures("data")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "data=data.yaml", "epochs=1", "method=resrep", "target_macs=0.6"],
+        ["train", "data=data.yaml", "epochs=1", "method=grafting"],
+        ["rewrite", "out=plain.pt"],
+    ],
+)
+def test_what_would_fill_zeros_that_are_kept_is_refused(refused, desk, words):
+    model = lively("yolov8n")
+    mark(model, zeros=["model.0.conv.weight"])
+    path = save_as_host(model, desk / "zeros.pt")
+    assert "whose zeros are kept" in refused(words[0], f"model={path}", *words[1:])
+
+
 class TestRecords:
     """What a run leaves in its folder, from which it is resumed."""
 

@@ -119,6 +119,20 @@ class TestKeptZeros:
         with pytest.raises(VerificationError, match=f"now: {int(zeros.sum())} zeros were revived"):
             kept.require({"a": weight}, "now")
 
+    def test_they_stay_where_everything_else_becomes_nan(self):
+        """The host recovers from NaN by itself; a zero that was taken for revived would end the training."""
+        weight = nn.Parameter(weights()["a"])
+        with torch.no_grad():
+            weight.mul_(n_of_m_mask(weight, 2, 4))
+        kept, optimizer = KeptZeros({"a": weight}), torch.optim.SGD([weight], lr=0.1)
+        kept.attach(optimizer)
+        weight.grad = torch.full_like(weight, torch.nan)
+        optimizer.step()
+        kept.require({"a": weight}, "now")
+        average = torch.full_like(weight, torch.nan)
+        kept.carry({"a": average})
+        kept.require({"a": average}, "now")
+
     def test_an_average_gets_them(self):
         weight, average = weights()["a"], weights()["a"]
         weight[0] = 0.0

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from yolo_prune import __version__
-from yolo_prune.errors import VerificationError
+from yolo_prune.errors import CheckpointError, VerificationError
 from yolo_prune.files import new_file
 from yolo_prune.plan import PrunePlan
 from yolo_prune.surgery.copying import copied
@@ -118,6 +118,20 @@ UNFINISHED = "unfinished"
 
 ZEROS = "zeros"
 """Key of the marker that names the parameters whose zeros were pruned one by one: training keeps them."""
+
+
+def require_no_zeros(model: nn.Module, what: str) -> None:
+    """Refuse a network whose zeros were pruned one by one.
+
+    Raises:
+        CheckpointError: It has such zeros, which `what` would fill.
+    """
+    if getattr(model, MARKER, {}).get(ZEROS):
+        raise CheckpointError(
+            f"{what} with a checkpoint whose zeros are kept (method=unstructured or stripes made them)",
+            expected="a network without them: it would fill them",
+            remedy="do this first, and prune weights or stripes of the result",
+        )
 
 
 def unfinished(model: nn.Module) -> str | None:

@@ -46,7 +46,7 @@ class KeptZeros:
     def carry(self, average: Mapping[str, Tensor]) -> None:
         """Put the zeros into the parameters of a moving average, by their names, in place."""
         for name, mask in self._masks.items():
-            average[name].mul_(mask)
+            average[name].masked_fill_(~mask, 0.0)  # NaN too, which the host recovers from
 
     def require(self, parameters: Mapping[str, Tensor], when: str) -> None:
         """Assert that the zeros are there.
@@ -73,4 +73,4 @@ class KeptZeros:
         if skipped(optimizer):
             return
         for name, mask in self._masks.items():
-            self._parameters[name].mul_(mask)
+            self._parameters[name].masked_fill_(~mask, 0.0)

@@ -9,6 +9,7 @@ from typing import Any
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.files import require_new_outputs
 from yolo_prune.hosts.refusals import require_imgsz
+from yolo_prune.hosts.slim import require_no_zeros
 from yolo_prune.hosts.ultralytics.blocks import host_for
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, write_rewritten
 from yolo_prune.hosts.ultralytics.shortcuts import LayerNote, remove_shortcuts
@@ -81,6 +82,7 @@ def rewrite(config: RewriteConfig) -> RewriteResult:
     require_new_outputs({"out": config.out, "json": config.json})
     source = read_checkpoint(Path(config.model))
     original: Any = source.model
+    require_no_zeros(original, "rewrite")
     require_imgsz(config.imgsz, stride=max(32, int(original.stride.max())))
     rewriting = remove_shortcuts(original)
     rewritten: Any = rewriting.model

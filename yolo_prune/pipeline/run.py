@@ -15,7 +15,7 @@ from yolo_prune.export.parity import check_parity
 from yolo_prune.export.profile import RESULT as PROFILE
 from yolo_prune.files import new_file, sha256, write_json
 from yolo_prune.hosts.refusals import require_imgsz
-from yolo_prune.hosts.slim import MARKER, PROOF, write_checkpoint
+from yolo_prune.hosts.slim import MARKER, PROOF, ZEROS, write_checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, require_deployable
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, read_data, require_kpt_shape, require_split
 from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
@@ -246,6 +246,7 @@ class _Run:
         """Write the slim shapes with random weights."""
         source = read_checkpoint(self.checkpoints["slim"] if self.prunes_in_training else self.folder / "pruned.pt")
         reset_weights(source.model, seed=self.config.seed)
+        getattr(source.model, MARKER).pop(ZEROS, None)  # the zeros of weights that are gone
         path = self.folder / "control.pt"
         content = {"model": source.model, "epoch": -1, "train_args": source.train_args}
         write_checkpoint(path, content, replace=True)

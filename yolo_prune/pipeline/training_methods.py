@@ -12,6 +12,7 @@ from torch import nn
 
 from yolo_prune.configuration import require_choice
 from yolo_prune.errors import ConfigError
+from yolo_prune.hosts.slim import require_no_zeros
 from yolo_prune.hosts.ultralytics.gradual import GradualPruning, gradual_options_of
 from yolo_prune.hosts.ultralytics.grafting import GraftingTraining, grafting_options_of
 from yolo_prune.hosts.ultralytics.grafting_nets import train_nets
@@ -89,6 +90,7 @@ METHODS: dict[str, Method] = {
         alone=True,
         prunes=True,
         needs_sgd=lambda _: True,
+        fits=lambda _, network: require_no_zeros(network, "method=resrep"),
         finish=finish_run,
     ),
     "stripes": Method(
@@ -108,6 +110,7 @@ METHODS: dict[str, Method] = {
         training=GraftingTraining,
         named=True,
         alone=True,
+        fits=lambda _, network: require_no_zeros(network, "method=grafting"),
         train=lambda options: partial(train_nets, options) if options.side_by_side else None,
     ),
     "unstructured": Method(

@@ -53,7 +53,7 @@ class GraftingOptions(Grafting):
 class GraftingTraining:
     """The callbacks of one training whose network revives its own filters; several networks bring their own.
 
-    After the last epoch nothing is grafted: what is new has to be trained.
+    Nothing is grafted after the last epoch: what is new has to be trained.
 
     Attributes:
         options: How filters are revived.
@@ -66,7 +66,7 @@ class GraftingTraining:
         """Return what the host's trainer calls, by event. Picklable before training begins."""
         if self.options.side_by_side:
             return {}
-        return {"on_pretrain_routine_end": self.begin, "on_train_epoch_end": self.end_epoch}
+        return {"on_pretrain_routine_end": self.begin, "on_train_epoch_start": self.begin_epoch}
 
     def begin(self, trainer: Any) -> None:
         """Find the layers, and begin the record of a new run.
@@ -79,10 +79,13 @@ class GraftingTraining:
         if RANK in {-1, 0} and not (trainer.resume and read_record(trainer.save_dir)):
             write_record(trainer.save_dir, new_record(self.options))
 
-    def end_epoch(self, trainer: Any) -> None:
-        """Graft onto the invalid filters of the network and of its average alike."""
-        epoch = trainer.epoch + 1
-        if epoch >= trainer.epochs:
+    def begin_epoch(self, trainer: Any) -> None:
+        """Graft onto the invalid filters of the network and of its average alike, after each epoch but the last.
+
+        An epoch of training comes before the next validation: statistics behind a new filter have to be measured first.
+        """
+        epoch = trainer.epoch
+        if not epoch:
             return
         models, threshold = networks_of(trainer), self.options.threshold
         if self.options.mode == "internal":

@@ -126,21 +126,23 @@ class Forgetting:
     def attach(self, optimizer: Optimizer) -> None:
         """Hook an optimizer that has a group for compactors."""
         self._optimizer = optimizer
-        (self._group,) = (group for group in optimizer.param_groups if group.get("param_group") == PARAM_GROUP)
         optimizer.register_step_pre_hook(self._before_step)
 
     def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         if skipped(optimizer):
             return
         self._remask()
-        # Warm-up and schedule of the host set every group.
-        self._group["lr"], self._group["momentum"] = float(self._rates[self.iteration]), self.pull.momentum
+        # Warm-up and schedule of the host set every group, and a state that is read back brings new ones.
+        (group,) = (group for group in optimizer.param_groups if group.get("param_group") == PARAM_GROUP)
+        group["lr"], group["momentum"] = float(self._rates[self.iteration]), self.pull.momentum
         for path, weight in self.weights.items():
             apply_rule(weight, self._rows[path], self.strength)
 
     def _remask(self) -> None:
         if self.settled or self.iteration < self.course.mask_from:
             return
+        if not all(bool(weight.isfinite().all()) for weight in self.weights.values()):
+            return  # the host goes back to its last checkpoint after the epoch
         last = self.iteration >= self.course.mask_until
         if last or self._steps % self._interval == 0:
             self.mask(self._chosen(self.course.kept(self.iteration, self._target)))
