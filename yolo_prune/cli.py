@@ -245,7 +245,8 @@ def _usage() -> str:
         "usage: yolo-prune COMMAND key=value ... [--debug]",
         "",
     ]
-    lines += [f"  {name:<10} {verb.summary}" for name, verb in VERBS.items()]
+    width = max(map(len, VERBS))
+    lines += [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
     return "\n".join([*lines, "", "yolo-prune COMMAND --help lists its keys with defaults and units.", ""])
 
 

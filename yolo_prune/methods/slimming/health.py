@@ -141,7 +141,8 @@ def warnings_of(history: list[EpochHealth], groups: list[GroupHealth]) -> list[s
     if now.macs < COLLAPSED:
         found.append(
             f"everything collapses: without its silent channels the network keeps {now.macs:.1%} of its MACs; "
-            "lower `sparsity`, or let it decay with sparsity_schedule=cosine"
+            "lower `sparsity` (with auto: sparsity_share=), train for more epochs, or let it decay with "
+            "sparsity_schedule=cosine"
         )
     cliffs = sorted((group for group in groups if group.silent > CLIFF), key=lambda group: -group.silent)
     if cliffs:
