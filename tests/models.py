@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import torch
 from labels import KEY_POINTS
 from model_cases import enliven
+from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, SegmentationModel
 
 FAMILIES = ("yolov5", "yolov8", "yolov9", "yolov10", "yolo11", "yolo12", "yolo26")
@@ -24,10 +27,19 @@ KINDS: dict[str, tuple[type[DetectionModel], dict[str, Any]]] = {
 
 def lively(name: str, *, seed: int = 0, classes: int = 4) -> DetectionModel:
     """Build a model with random weights whose every channel carries signal; see `model_cases.enliven`."""
-    import torch
 
     torch.manual_seed(seed)
     kind, more = KINDS.get(name.rpartition("-")[2], (DetectionModel, {}))
     model = kind(f"{name}.yaml", nc=classes, verbose=False, **more)
     enliven(model)
     return model.eval()
+
+
+def states(*models: nn.Module) -> list[dict[str, Tensor]]:
+    """Return copies of all tensors of models, by their names."""
+    return [copy.deepcopy(model.state_dict()) for model in models]
+
+
+def image(side: int = 64, seed: int = 0, *, batch: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, 3, side, side, generator=generator, dtype=torch.float64)

@@ -128,10 +128,13 @@ class TestKeptZeros:
         kept.attach(optimizer)
         weight.grad = torch.full_like(weight, torch.nan)
         optimizer.step()
-        kept.require({"a": weight}, "now")
+        zeros = n_of_m_mask(weights()["a"], 2, 4) == 0
+        assert torch.equal(weight == 0, zeros)
+        assert weight.isnan().any()
+        kept.require({"a": weight}, "now")  # takes none of them for revived
         average = torch.full_like(weight, torch.nan)
         kept.carry({"a": average})
-        kept.require({"a": average}, "now")
+        assert torch.equal(average == 0, zeros)
 
     def test_an_average_gets_them(self):
         weight, average = weights()["a"], weights()["a"]
