@@ -26,6 +26,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) install --quiet -c constraints.txt uv
 	$(call INSTALL,-e ".[export$(comma)search$(comma)dev]")
 	$(call INSTALL,--no-deps yolov5)  # its pins are old
+	$(call INSTALL,--no-deps tensorrt-stubs)  # types without the library, which needs a GPU
 	touch $@
 
 demo: $(VENV)/.installed
@@ -37,6 +38,7 @@ test: lint types contract unit
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/vermin -q --no-tips --violations -t=3.8- yolo_prune/__init__.py yolo_prune/errors.py yolo_prune/device
 
 types: $(VENV)/.installed
 	$(VENV)/bin/mypy

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from yolo_prune.errors import ConfigError
-from yolo_prune.export.benchmark import (
+from yolo_prune.device.benchmark import (
     BenchmarkEntry,
     BenchmarkReport,
     LatencySummary,
@@ -20,7 +19,9 @@ from yolo_prune.export.benchmark import (
     time_in_turns,
     turn_order,
 )
-from yolo_prune.export.machine import Machine, describe_machine
+from yolo_prune.device.machine import Machine, describe_machine
+from yolo_prune.errors import ConfigError
+from yolo_prune.export.runtimes import runtime_for
 from yolo_prune.hosts.ultralytics.export import export_model
 from yolo_prune.pipeline.deploy import BenchmarkTable
 
@@ -132,7 +133,7 @@ class TestRealArtefacts:
 
     def test_report(self, artefacts):
         before = torch.get_num_threads()
-        report = benchmark(artefacts, imgsz_px=IMGSZ_PX, threads=before + 1, runs=3, warmup=1)
+        report = benchmark(artefacts, imgsz_px=IMGSZ_PX, threads=before + 1, runs=3, warmup=1, runtime_for=runtime_for)
         assert torch.get_num_threads() == before
         assert [entry.backend for entry in report.entries] == ["pytorch", "onnxruntime", "ncnn"]
         assert set(report.machine.runtimes) == {"pytorch", "onnxruntime", "ncnn"}

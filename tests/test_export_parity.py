@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from yolo_prune.device.agreement import Agreement, Difference, compare_anchors, compare_detections
+from yolo_prune.device.images import synthetic_images, to_input
+from yolo_prune.device.runtimes import NcnnRuntime, OnnxRuntime, OpenVinoRuntime
 from yolo_prune.errors import (
     CheckpointError,
     ConfigError,
@@ -22,10 +25,9 @@ from yolo_prune.errors import (
     OutputError,
     ParityError,
 )
-from yolo_prune.export.agreement import Agreement, Difference, compare_anchors, compare_detections
-from yolo_prune.export.images import synthetic_images, to_input
 from yolo_prune.export.parity import TOLERANCES, ParityReport, check_parity
-from yolo_prune.export.runtimes import NcnnRuntime, OnnxRuntime, OpenVinoRuntime, PyTorchRuntime, runtime_for
+from yolo_prune.export.pytorch_runtime import PyTorchRuntime
+from yolo_prune.export.runtimes import runtime_for
 from yolo_prune.hosts.ultralytics.export import export_model
 from yolo_prune.hosts.ultralytics.inference import load_for_inference
 

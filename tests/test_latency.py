@@ -20,8 +20,8 @@ from yolo_prune.allocation import Allocation, Budget, Constraints, allocate
 from yolo_prune.allocation.budget import lowest_go
 from yolo_prune.allocation.latency import Features, LatencyFit, LatencyModel, fit_latency, structure_of
 from yolo_prune.channels import BoolArray, ChannelGraph, trace
+from yolo_prune.device.machine import Machine
 from yolo_prune.errors import ConfigError, InfeasibleTargetError
-from yolo_prune.export.machine import Machine
 from yolo_prune.export.profile import Profile, Timed
 from yolo_prune.files import read_lines
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint

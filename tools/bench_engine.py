@@ -23,8 +23,8 @@ from measured_job import Job, Outcome, outcome_of
 
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, setting
+from yolo_prune.device.machine import describe_machine
 from yolo_prune.errors import YoloPruneError
-from yolo_prune.export.machine import describe_machine
 
 HERE = Path(__file__).parent
 MODELS = [*(f"yolov5{scale}" for scale in "nsmlx"), *(f"yolov8{scale}" for scale in "nsmlx"), "yolo11n", "yolo26n"]

@@ -27,7 +27,7 @@ from recipes import OFTEN
 from yolo_prune.allocation import PATHS
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
-from yolo_prune.export.benchmark import BenchmarkReport
+from yolo_prune.device.benchmark import BenchmarkReport
 from yolo_prune.export.profile import Profile, Timed
 from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split

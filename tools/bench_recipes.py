@@ -27,7 +27,7 @@ from recipes import CONTROLS, RECIPES, Step
 
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
-from yolo_prune.export.machine import describe_machine
+from yolo_prune.device.machine import describe_machine
 from yolo_prune.files import sha256
 from yolo_prune.hosts.slim import MARKER
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint

@@ -23,7 +23,7 @@ from ultralytics.utils.torch_utils import ModelEMA
 
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, setting
-from yolo_prune.export.machine import describe_machine
+from yolo_prune.device.machine import describe_machine
 from yolo_prune.hosts.ultralytics.checkpoints import load_model
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.methods.slimming.penalty import ScalePenalty, penalised_channels

@@ -37,8 +37,8 @@ from ultralytics.utils import LOGGER
 from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
+from yolo_prune.device.runtimes import OnnxRuntime
 from yolo_prune.errors import ParityError, VerificationError
-from yolo_prune.export.runtimes import OnnxRuntime
 from yolo_prune.files import write_json
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import write_slim

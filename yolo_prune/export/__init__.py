@@ -1,1 +1,1 @@
-"""Exported artefacts: run them, compare them with PyTorch, time them."""
+"""Exported artefacts: compare them with PyTorch, and what their timings tell of a device."""

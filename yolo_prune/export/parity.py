@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_prune.errors import DataError, ParityError
-from yolo_prune.export.agreement import (
+from yolo_prune.device.agreement import (
     Agreement,
     Difference,
     compare_anchors,
     compare_detections,
     compare_entries,
 )
-from yolo_prune.export.images import synthetic_images, to_input
-from yolo_prune.export.runtimes import Array, PyTorchRuntime, runtime_for
-from yolo_prune.export.runtimes.base import Precision, Session
+from yolo_prune.device.images import synthetic_images, to_input
+from yolo_prune.device.runtimes import Array
+from yolo_prune.device.runtimes.base import Precision, Session
+from yolo_prune.errors import DataError, ParityError
+from yolo_prune.export.pytorch_runtime import PyTorchRuntime
+from yolo_prune.export.runtimes import runtime_for
 from yolo_prune.hosts.ultralytics.inference import task_rows
 
 # Largest allowed difference, as a fraction of the output's scale. Measured at 320 px with yolov8n trained on COCO, on 8

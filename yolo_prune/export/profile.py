@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from yolo_prune.allocation.latency import LatencyFit
+from yolo_prune.device.benchmark import BenchmarkEntry
+from yolo_prune.device.machine import Machine
 from yolo_prune.errors import ConfigError
-from yolo_prune.export.benchmark import BenchmarkEntry
-from yolo_prune.export.machine import Machine
 
 RESULT = "profile.json"
 """Its file in the folder of its timings."""

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.configuration import json_setting, require_choice, setting
+from yolo_prune.device.benchmark import BenchmarkReport, benchmark
 from yolo_prune.errors import ConfigError, DataError
-from yolo_prune.export.benchmark import BenchmarkReport, benchmark
 from yolo_prune.export.parity import ParityReport, check_parity
+from yolo_prune.export.runtimes import runtime_for
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, require_deployable
 from yolo_prune.hosts.ultralytics.evaluation import image_files
@@ -165,7 +166,14 @@ def benchmark_artefacts(config: BenchmarkConfig) -> BenchmarkTable:
         YoloPruneError: A missing artefact, or one that no runtime reads.
     """
     names = _names(config.models)
-    report = benchmark(names, imgsz_px=config.imgsz, threads=config.threads, runs=config.runs, warmup=config.warmup)
+    report = benchmark(
+        names,
+        imgsz_px=config.imgsz,
+        threads=config.threads,
+        runs=config.runs,
+        warmup=config.warmup,
+        runtime_for=runtime_for,
+    )
     return BenchmarkTable(report=report)
 
 

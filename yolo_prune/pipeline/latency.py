@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeAlias
 from yolo_prune.allocation import Allocation, Budget, allocate
 from yolo_prune.allocation.latency import LatencyModel
 from yolo_prune.channels import BoolArray, ChannelGraph
+from yolo_prune.device.machine import Machine
 from yolo_prune.errors import ConfigError, InfeasibleTargetError
-from yolo_prune.export.machine import Machine
 from yolo_prune.export.profile import Profile, Timed
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.importance import FloatArray

@@ -18,7 +18,7 @@ from yolo_prune.allocation.budget import lowest_go
 from yolo_prune.allocation.latency import FEWEST, MULTIPLES, LatencyFit, fit_latency, structure_of
 from yolo_prune.channels import ChannelGraph, IntArray
 from yolo_prune.configuration import json_setting, require_choice, require_least, setting
-from yolo_prune.export.benchmark import require_measurable
+from yolo_prune.device.benchmark import require_measurable
 from yolo_prune.export.profile import RESULT, Profile
 from yolo_prune.files import write_json
 from yolo_prune.hosts.refusals import require_imgsz

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from yolo_prune.configuration import json_setting, require_choice, require_known, setting, structured
+from yolo_prune.device.benchmark import BenchmarkReport, benchmark, require_measurable
 from yolo_prune.errors import ConfigError
-from yolo_prune.export.benchmark import BenchmarkReport, benchmark, require_measurable
 from yolo_prune.export.parity import check_parity
 from yolo_prune.export.profile import RESULT as PROFILE
+from yolo_prune.export.runtimes import runtime_for
 from yolo_prune.files import new_file, sha256, write_json
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.slim import MARKER, PROOF, ZEROS, write_checkpoint
@@ -284,8 +285,11 @@ class _Run:
         """Time dense and slim beside each other on every runtime."""
         artefacts = {f"{name}_pytorch": self.checkpoints[name] for name in self.names[:2]}
         artefacts |= {name: Path(record["path"]) for name, record in exports.items()}
-        options = {"imgsz_px": self.config.imgsz, "threads": self.config.threads, "runs": self.config.runs}
-        return benchmark(artefacts, **options).to_json()
+        config = self.config
+        report = benchmark(
+            artefacts, imgsz_px=config.imgsz, threads=config.threads, runs=config.runs, runtime_for=runtime_for
+        )
+        return report.to_json()
 
     def sum_up(self, pruned: dict[str, Any], evaluations: Any, exports: Any, timings: Any) -> RunResult:
         """Write the summary of all stages."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from yolo_prune.channels import BoolArray, ChannelGraph
-from yolo_prune.export.benchmark import benchmark
-from yolo_prune.export.machine import Machine, describe_machine
+from yolo_prune.device.benchmark import benchmark
+from yolo_prune.device.machine import Machine, describe_machine
+from yolo_prune.device.runtimes import RUNTIMES
 from yolo_prune.export.profile import Timed
-from yolo_prune.export.runtimes import RUNTIMES
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import write_slim
 from yolo_prune.hosts.ultralytics.surgery import slim_copy

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from yolo_prune.export.runtimes.base import Array, ArtefactFacts, Precision, import_runtime, unreadable
+from yolo_prune.device.runtimes.base import Array, ArtefactFacts, Precision, import_runtime, unreadable
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class NcnnSession:
     """A loaded net and the names of its blobs."""
 
@@ -31,7 +31,7 @@ class NcnnSession:
             return [np.array(extractor.extract(name)[1])[None] for name in self.output_names]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class NcnnRuntime:
     """Runs folders with a `.param` and a `.bin` file.
 

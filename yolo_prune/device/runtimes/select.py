@@ -1,29 +1,26 @@
-"""Which runtime runs which artefact."""
+"""Which runtime runs which exported artefact."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from yolo_prune.device.runtimes.base import Runtime
+from yolo_prune.device.runtimes.ncnn_runtime import NcnnRuntime
+from yolo_prune.device.runtimes.onnx_runtime import OnnxRuntime
+from yolo_prune.device.runtimes.openvino_runtime import OpenVinoRuntime
 from yolo_prune.errors import ConfigError
-from yolo_prune.export.runtimes.base import Runtime
-from yolo_prune.export.runtimes.ncnn_runtime import NcnnRuntime
-from yolo_prune.export.runtimes.onnx_runtime import OnnxRuntime
-from yolo_prune.export.runtimes.openvino_runtime import OpenVinoRuntime
-from yolo_prune.export.runtimes.pytorch_runtime import PyTorchRuntime
 
 
 def runtime_for(artefact: Path, *, full_precision: bool = False) -> Runtime:
-    """Choose by what the artefact is: a `.pt` file, an `.onnx` file, or a folder with a `.param` or `.xml` file.
+    """Choose by what the artefact is: an `.onnx` file, or a folder with a `.param` or `.xml` file.
 
     Args:
         artefact: The artefact, which must exist.
-        full_precision: See `NcnnRuntime` and `OpenVinoRuntime`; the others compute in float32 anyway.
+        full_precision: See `NcnnRuntime` and `OpenVinoRuntime`; ONNX Runtime computes in float32 anyway.
 
     Raises:
         ConfigError: Nothing stands there, or it is none of these.
     """
-    if artefact.is_file() and artefact.suffix == ".pt":
-        return PyTorchRuntime()
     if artefact.is_file() and artefact.suffix == ".onnx":
         return OnnxRuntime()
     if artefact.is_dir() and any(artefact.glob("*.param")):
@@ -32,6 +29,6 @@ def runtime_for(artefact: Path, *, full_precision: bool = False) -> Runtime:
         return OpenVinoRuntime(full_precision=full_precision)
     raise ConfigError(
         f"artefact '{artefact}' {'is of no known kind' if artefact.exists() else 'does not exist'}",
-        expected="a .pt checkpoint, an .onnx file, or a folder with a .param (NCNN) or .xml file (OpenVINO)",
+        expected="an .onnx file, or a folder with a .param (NCNN) or .xml file (OpenVINO)",
         remedy="check the path",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from yolo_prune.errors import ConfigError, MissingDependencyError
 
 Array = NDArray[np.float32]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
+
+_PRECISIONS: Mapping[Any, Precision] = {16: "fp16", 8: "int8"}  # by the bits that the host notes; nothing is 32
 
 
 class Session(Protocol):
@@ -68,7 +70,7 @@ class Runtime(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ArtefactFacts:
     """What the host's exporter noted in an artefact.
 
@@ -90,7 +92,7 @@ class ArtefactFacts:
         return cls(
             imgsz_px=None if imgsz is None else (int(imgsz[0]), int(imgsz[1])),
             end_to_end=bool(known.get("end2end", False)),
-            precision="fp16" if known.get("args", {}).get("quantize") == 16 else "fp32",
+            precision=_PRECISIONS.get(known.get("args", {}).get("quantize"), "fp32"),
         )
 
     @classmethod
@@ -104,8 +106,8 @@ class ArtefactFacts:
         if not file.is_file():
             return cls()
         try:
-            return cls.parse(yaml.safe_load(file.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, TypeError, ValueError) as error:
+            return cls.parse(_mapping(file.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
             raise unreadable(folder, error) from error
 
     def require_imgsz(self, path: Path, imgsz_px: int) -> None:
@@ -116,6 +118,19 @@ class ArtefactFacts:
                 expected="the size that it was exported for",
                 remedy="pass that imgsz, or export again at the wanted one",
             )
+
+
+def _mapping(text: str) -> Mapping[str, Any]:
+    """Read YAML, which a bundle writes as JSON: a device need not have a reader of YAML."""
+    try:
+        found: Mapping[str, Any] = json.loads(text)
+    except ValueError:
+        yaml = import_runtime("yaml", purpose="read what the host wrote beside an artefact")
+        try:
+            found = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+    return found
 
 
 def _literal(value: Any) -> Any:

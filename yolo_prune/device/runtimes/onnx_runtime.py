@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolo_prune.export.runtimes.base import Array, ArtefactFacts, Precision, import_runtime, unreadable
+from yolo_prune.device.runtimes.base import Array, ArtefactFacts, Precision, import_runtime, unreadable
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class OnnxSession:
     """An inference session and the name of its input."""
 
@@ -26,7 +26,7 @@ class OnnxSession:
         return outputs
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class OnnxRuntime:
     """Runs `.onnx` files with the CPU provider."""
 

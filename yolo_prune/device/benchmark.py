@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from yolo_prune.device.images import synthetic_images, to_input
+from yolo_prune.device.machine import Machine, describe_machine
+from yolo_prune.device.runtimes import Array, Runtime, runtime_for
 from yolo_prune.errors import ConfigError
-from yolo_prune.export.images import synthetic_images, to_input
-from yolo_prune.export.machine import Machine, describe_machine
-from yolo_prune.export.runtimes import Array, runtime_for
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LatencySummary:
     """Order statistics of latencies in milliseconds; p5 to p95 is the spread."""
 
@@ -39,7 +39,7 @@ class LatencySummary:
         return cls(median_ms=median, p5_ms=p5, p25_ms=p25, p75_ms=p75, p95_ms=p95, min_ms=low)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class BenchmarkEntry:
     """The latencies of one artefact.
 
@@ -59,7 +59,7 @@ class BenchmarkEntry:
         return LatencySummary.of(self.latencies_ms)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SpeedUp:
     """An entry against a baseline on the same backend.
 
@@ -88,7 +88,7 @@ class SpeedUp:
         return cls(name=entry.name, baseline=baseline.name, ratio=ratio, p25=p25, p75=p75, faster=faster)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class BenchmarkReport:
     """The latencies of several artefacts, timed in turns.
 
@@ -148,7 +148,13 @@ class BenchmarkReport:
 
 
 def benchmark(
-    artefacts: Mapping[str, Path], *, imgsz_px: int, threads: int, runs: int = 100, warmup: int = 10
+    artefacts: Mapping[str, Path],
+    *,
+    imgsz_px: int,
+    threads: int,
+    runs: int = 100,
+    warmup: int = 10,
+    runtime_for: Callable[[Path], Runtime] = runtime_for,
 ) -> BenchmarkReport:
     """Time artefacts in turns: forward passes of one image, raw outputs, neither pre- nor post-processing.
 
@@ -158,10 +164,10 @@ def benchmark(
         threads: CPU threads of every runtime; torch's own count is restored afterwards.
         runs: Timed rounds.
         warmup: Untimed rounds before them.
+        runtime_for: Chooses what runs an artefact.
 
     Raises:
         ConfigError: A number is out of range, or an artefact is missing, damaged, or made for another input size.
-        CheckpointError: A `.pt` file cannot be loaded.
         MissingDependencyError: A runtime is not installed.
     """
     if not artefacts:

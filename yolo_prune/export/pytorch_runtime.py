@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_prune.export.runtimes.base import Array, Precision
+from yolo_prune.device.runtimes.base import Array, Precision
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.ultralytics.inference import is_end_to_end, load_for_inference
 

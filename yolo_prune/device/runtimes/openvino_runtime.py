@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from yolo_prune.export.runtimes.base import Array, ArtefactFacts, Precision, import_runtime, unreadable
+from yolo_prune.device.runtimes.base import Array, ArtefactFacts, Precision, import_runtime, unreadable
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class OpenVinoSession:
     """A compiled model."""
 
@@ -27,7 +27,7 @@ class OpenVinoSession:
         return [np.asarray(results[output]) for output in self.compiled.outputs]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class OpenVinoRuntime:
     """Runs folders with an `.xml` and a `.bin` file.
 

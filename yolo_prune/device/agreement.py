@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Mapping, Sequence  # Python 3.8 cannot subscript those of collections.abc
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
-from yolo_prune.export.runtimes import Array
+from yolo_prune.device.runtimes import Array
 
 # Smallest scales that errors are divided by. One pixel; and a score that no detector would act on: an untrained head
 # scores everything below it, where the noise floor of ONNX Runtime's sigmoid (2.6e-8, measured) is already visible.
@@ -22,7 +21,7 @@ Extras = Mapping[str, Sequence[int]]
 """Which of the rows behind box and scores hold what, counted from 0: `task_rows` of the host. Empty for detection."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Difference:
     """The largest difference among rows of one kind.
 
@@ -40,7 +39,7 @@ class Difference:
         return self.max_abs / self.scale
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Agreement:
     """Two outputs compared.
 
@@ -115,7 +114,7 @@ def compare_detections(expected: Array, found: Array, extras: Extras | None = No
     scales = {name: _peak(expected[..., at], _floor(name)) for name, at in columns.items()}
     score_scale = _peak(expected[..., 4], _SCORE_FLOOR)
     worst, excused = dict.fromkeys(columns, 0.0), 0
-    for want, got in zip(expected.astype(np.float64), found.astype(np.float64), strict=True):
+    for want, got in zip(expected.astype(np.float64), found.astype(np.float64)):
         rows, partners, at_edge = _match(want, got, scales["boxes"], score_scale, tolerance)
         same_class = want[rows, 5] == got[partners, 5]
         gaps = {
@@ -146,6 +145,8 @@ def _match(
     box_gaps = np.abs(want[:, None, :4] - got[None, :, :4]).max(axis=2)
     score_gaps = np.abs(want[:, None, 4] - got[None, :, 4])
     same_class = want[:, None, 5] == got[None, :, 5]
+    from scipy.optimize import linear_sum_assignment  # only heads with a top-k need it, and a device may lack it
+
     rows, columns = linear_sum_assignment(
         box_gaps / box_scale + score_gaps / score_scale + np.where(same_class, 0.0, _OTHER_CLASS)
     )

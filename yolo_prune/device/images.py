@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_prune.device.runtimes import Array
 from yolo_prune.errors import DataError
-from yolo_prune.export.runtimes import Array
 
 _FINEST_PX = 4  # side of the smallest square of noise
 

@@ -1,0 +1,25 @@
+"""What runs an artefact: one file a runtime, one protocol for all."""
+
+from collections.abc import Mapping
+
+from yolo_prune.device.runtimes.base import Array, Runtime, Session
+from yolo_prune.device.runtimes.ncnn_runtime import NcnnRuntime
+from yolo_prune.device.runtimes.onnx_runtime import OnnxRuntime
+from yolo_prune.device.runtimes.openvino_runtime import OpenVinoRuntime
+from yolo_prune.device.runtimes.select import runtime_for
+
+RUNTIMES: Mapping[str, Runtime] = {
+    runtime.name: runtime for runtime in (OnnxRuntime(), NcnnRuntime(), OpenVinoRuntime())
+}
+"""What runs exported artefacts, by the name of the backend."""
+
+__all__ = [
+    "RUNTIMES",
+    "Array",
+    "NcnnRuntime",
+    "OnnxRuntime",
+    "OpenVinoRuntime",
+    "Runtime",
+    "Session",
+    "runtime_for",
+]
