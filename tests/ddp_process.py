@@ -17,7 +17,7 @@ import yaml
 from torch import distributed, nn
 
 from yolo_prune.hosts.ultralytics.checkpoints import load_model
-from yolo_prune.hosts.ultralytics.distillation import network_of
+from yolo_prune.hosts.ultralytics.networks import network_of
 from yolo_prune.hosts.ultralytics.trainer import SlimDetectionTrainer
 from yolo_prune.pipeline.train_config import TrainConfig
 from yolo_prune.pipeline.training_methods import METHODS, asked_of

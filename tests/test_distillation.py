@@ -21,7 +21,8 @@ from ultralytics.nn.distill_model import DistillationModel, FeatureHook
 
 from yolo_prune.hosts.slim import is_slim, widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
-from yolo_prune.hosts.ultralytics.distillation import bare_copy, distilled_by, optimized_parameters, with_projectors
+from yolo_prune.hosts.ultralytics.distillation import distilled_by, optimized_parameters, with_projectors
+from yolo_prune.hosts.ultralytics.networks import bare_copy
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
 from yolo_prune.surgery import silence
 

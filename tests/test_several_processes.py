@@ -17,8 +17,8 @@ from ultralytics.utils.dist import generate_ddp_file
 
 from yolo_prune.hosts.slim import widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
-from yolo_prune.hosts.ultralytics.distillation import network_of
 from yolo_prune.hosts.ultralytics.gradual import GradualOptions, GradualPruning
+from yolo_prune.hosts.ultralytics.networks import network_of
 from yolo_prune.hosts.ultralytics.sparsity import SparsityOptions, SparsityTraining
 from yolo_prune.hosts.ultralytics.trainer import SlimDetectionTrainer
 from yolo_prune.methods.gradual import PruningSchedule

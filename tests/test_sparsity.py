@@ -30,9 +30,9 @@ from yolo_prune.hosts.ultralytics.sparsity import (
     groups_in,
 )
 from yolo_prune.hosts.ultralytics.surgery import trace_model
-from yolo_prune.methods.slimming.course import learning_rates
 from yolo_prune.methods.slimming.health import EpochHealth, GroupHealth, warnings_of
 from yolo_prune.methods.slimming.penalty import channel_scales, penalised_channels
+from yolo_prune.methods.steps import learning_rates
 from yolo_prune.report.scales import draw_scales
 
 SGD = ["optimizer=SGD", "lr0=0.01"]

@@ -130,12 +130,13 @@ class TestMethodsTogether:
     def test_those_that_can_act_together_in_their_order(self):
         assert list(asked_of(self.WORDS)) == ["pruning", "sparsity"]
 
-    def test_one_that_must_be_alone_is_refused_beside_others(self, monkeypatch):
-        monkeypatch.setitem(METHODS, "sparsity", dataclasses.replace(METHODS["sparsity"], alone=True))
-        with pytest.raises(ConfigError, match="pruning and sparsity in one training") as error:
-            asked_of(self.WORDS)
-        assert "sparsity alone" in str(error.value)
-        assert list(asked_of(dataclasses.replace(self.WORDS, prune_every=None, target_macs=None))) == ["sparsity"]
+    def test_one_that_is_named_is_refused_beside_others(self):
+        words = dataclasses.replace(self.WORDS, sparsity=None, method="stripes")
+        with pytest.raises(ConfigError, match="pruning and stripes in one training") as error:
+            asked_of(words)
+        assert "stripes alone" in str(error.value)
+        alone = dataclasses.replace(words, prune_every=None)
+        assert list(asked_of(alone)) == ["stripes"]
 
 
 RECORDS = {

@@ -93,6 +93,12 @@ def provenance(slim: nn.Module, source: Checkpoint, plan: PrunePlan) -> dict[str
     }
 
 
+def mark_cut(slim: nn.Module, source: Checkpoint, plan: PrunePlan, *, max_abs_error: float) -> None:
+    """Mark a network from which a training removed channels, with what the proof found."""
+    shown = {PROOF: max_abs_error, "folded": False, "recalibrated": 0}
+    setattr(slim, MARKER, {**provenance(slim, source, plan), **shown})
+
+
 def lineage(source: Checkpoint) -> list[str]:
     """Return the hashes of the checkpoints that a source was made from, the oldest first."""
     earlier = getattr(source.model, MARKER, {})

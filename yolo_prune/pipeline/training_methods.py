@@ -13,15 +13,14 @@ from torch import nn
 from yolo_prune.configuration import require_choice
 from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.slim import require_no_zeros
+from yolo_prune.hosts.ultralytics import resrep_conversion, stripes_finish
 from yolo_prune.hosts.ultralytics.gradual import GradualPruning, gradual_options_of
 from yolo_prune.hosts.ultralytics.grafting import GraftingTraining, grafting_options_of
 from yolo_prune.hosts.ultralytics.grafting_nets import train_nets
 from yolo_prune.hosts.ultralytics.resrep import ResRepTraining, resrep_options_of
-from yolo_prune.hosts.ultralytics.resrep_conversion import finish_run
 from yolo_prune.hosts.ultralytics.sparsity import SparsityTraining, options_of
 from yolo_prune.hosts.ultralytics.stripe_layers import striped_paths
 from yolo_prune.hosts.ultralytics.stripes import StripeTraining, stripe_options_of
-from yolo_prune.hosts.ultralytics.stripes_finish import finish_killed_run
 from yolo_prune.hosts.ultralytics.unstructured import UnstructuredPruning, target_layers, unstructured_options_of
 from yolo_prune.pipeline.train_config import TrainConfig
 from yolo_prune.pipeline.training_options import (
@@ -51,8 +50,7 @@ class Method:
         asked: From the settings to its options; None where it is not asked for. Refuses settings that do not fit.
         known: From the folder of an interrupted run to the options that it had; None where it had none.
         training: From its options to its callbacks.
-        named: Whether `method=` asks for it, with its name.
-        alone: Whether no other method can act in the same training.
+        named: Whether `method=` asks for it, with its name; no other method acts in the same training then.
         prunes: Whether the network that a training leaves has fewer channels than the one that it began with.
         needs_sgd: Whether these options need plain SGD, so that the host must not choose another optimizer by itself.
         fits: Refuses, by its options, a network that the method can do nothing with, before anything is written.
@@ -66,7 +64,6 @@ class Method:
     known: Callable[[Path], Any]
     training: Callable[[Any], Callbacks]
     named: bool = False
-    alone: bool = False
     prunes: bool = False
     needs_sgd: Callable[[Any], bool] = lambda _: False
     fits: Callable[[Any, nn.Module], object] = lambda _options, _network: None
@@ -87,29 +84,26 @@ METHODS: dict[str, Method] = {
         known=resrep_options_of,
         training=ResRepTraining,
         named=True,
-        alone=True,
         prunes=True,
         needs_sgd=lambda _: True,
         fits=lambda _, network: require_no_zeros(network, "method=resrep"),
-        finish=finish_run,
+        finish=resrep_conversion.finish_killed_run,
     ),
     "stripes": Method(
         asked=stripe_options,
         known=stripe_options_of,
         training=StripeTraining,
         named=True,
-        alone=True,
         prunes=True,
         needs_sgd=lambda _: True,
         fits=lambda _, network: striped_paths(network),
-        finish=finish_killed_run,
+        finish=stripes_finish.finish_killed_run,
     ),
     "grafting": Method(
         asked=grafting_options,
         known=grafting_options_of,
         training=GraftingTraining,
         named=True,
-        alone=True,
         fits=lambda _, network: require_no_zeros(network, "method=grafting"),
         train=lambda options: partial(train_nets, options) if options.side_by_side else None,
     ),
@@ -118,7 +112,6 @@ METHODS: dict[str, Method] = {
         known=unstructured_options_of,
         training=UnstructuredPruning,
         named=True,
-        alone=True,
         fits=lambda options, network: target_layers(network, options),
     ),
 }
@@ -138,7 +131,7 @@ def asked_of(config: TrainConfig) -> dict[str, Any]:
     options = {name: method.asked(config) for name, method in METHODS.items()}
     chosen = {name: found for name, found in options.items() if found is not None}
     for name in chosen:
-        if METHODS[name].alone and len(chosen) > 1:
+        if METHODS[name].named and len(chosen) > 1:
             raise ConfigError(
                 f"{' and '.join(chosen)} in one training",
                 expected=f"{name} alone",

@@ -20,8 +20,8 @@ from yolo_prune.channels import ChannelGraph
 from yolo_prune.errors import DataError
 from yolo_prune.hosts.refusals import host_errors_as
 from yolo_prune.hosts.ultralytics.checkpoints import require_deployable, task_of
-from yolo_prune.hosts.ultralytics.distillation import bare_copy
 from yolo_prune.hosts.ultralytics.evaluation import read_data, require_kpt_shape, require_split
+from yolo_prune.hosts.ultralytics.networks import bare_copy
 from yolo_prune.importance import Criterion, Evidence, FloatArray, collect, score_channels
 from yolo_prune.importance.evidence import Need
 from yolo_prune.search import recalibrate

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from ultralytics.nn.modules.conv import Conv
 
-from yolo_prune.hosts.ultralytics.distillation import network_of
+from yolo_prune.hosts.ultralytics.networks import network_of
 from yolo_prune.surgery.compactor import compactor_of, insert_compactor, merge_compactor, remove_compactor
 
 

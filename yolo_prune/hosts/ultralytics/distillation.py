@@ -6,38 +6,16 @@ and learns a small projector from each level of the student's neck to the teache
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import Any
 
 from torch import nn
-from ultralytics.nn.distill_model import DistillationModel, FeatureHook
+from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.channels import BoolArray, ChannelGraph
+from yolo_prune.hosts.ultralytics.networks import network_of
 from yolo_prune.surgery.apply import selected
-
-
-def network_of(model: nn.Module) -> Any:
-    """Return the network that is trained: without wrappers for several GPUs, compilation or distillation."""
-    inner = unwrap_model(model)
-    return getattr(inner, "student_model", inner)
-
-
-def bare_copy(model: nn.Module) -> Any:
-    """Return a float32 copy of the network in a model, on the CPU and in evaluation mode, without the host's hooks.
-
-    What the hooks saw goes, from the original too: it belongs to the last batch, and part of a graph cannot be copied.
-    """
-    network = network_of(model)
-    for module in network.modules():
-        for hook in module._forward_hooks.values():
-            if isinstance(hook, FeatureHook):
-                hook.feat_dict.clear()
-    result: Any = copy.deepcopy(network).cpu().float().eval()
-    for module in result.modules():
-        DistillationModel._clear_feature_hooks(module)
-    return result
 
 
 def optimized_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

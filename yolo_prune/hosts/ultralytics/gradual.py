@@ -19,14 +19,8 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.files import from_record, read_record, sha256, write_json
 from yolo_prune.hosts.slim import MARKER, PROOF, Checkpoint, is_slim, provenance
 from yolo_prune.hosts.ultralytics.collection import TrainingImages, scored_on
-from yolo_prune.hosts.ultralytics.distillation import (
-    bare_copy,
-    distilled_by,
-    network_of,
-    optimized_parameters,
-    projectors,
-    with_projectors,
-)
+from yolo_prune.hosts.ultralytics.distillation import distilled_by, optimized_parameters, projectors, with_projectors
+from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.refusals import require_plain
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.hosts.ultralytics.trainer import warn_of_few_steps

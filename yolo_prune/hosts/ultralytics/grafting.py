@@ -15,8 +15,8 @@ from ultralytics.utils import LOGGER, RANK
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import from_record
-from yolo_prune.hosts.ultralytics.distillation import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.grafting_files import RECORD, note_epoch, read_record, run_folder, write_record
+from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.refusals import require_plain
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.methods.grafting import Grafting, Layer, filter_layers, graft_internally, graft_noise, layers_of

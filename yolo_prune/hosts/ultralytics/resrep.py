@@ -27,7 +27,7 @@ from yolo_prune.hosts.ultralytics.compactors import (
     with_compactors,
     without_compactors,
 )
-from yolo_prune.hosts.ultralytics.distillation import bare_copy, network_of
+from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.refusals import require_plain
 from yolo_prune.hosts.ultralytics.resrep_conversion import NAME, RECORD, convert_run
 from yolo_prune.hosts.ultralytics.surgery import trace_model

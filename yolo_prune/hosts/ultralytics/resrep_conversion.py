@@ -13,21 +13,20 @@ import torch
 from torch import nn
 from ultralytics.utils import LOGGER
 
-from yolo_prune.channels import ChannelGraph
-from yolo_prune.channels.forward import forward_unchanged, output_tensors
 from yolo_prune.errors import ConfigError, VerificationError
 from yolo_prune.files import new_file, read_record, sha256, write_json
-from yolo_prune.hosts.slim import MARKER, PROOF, Checkpoint, provenance, require_widths, unfinished, write_checkpoint
+from yolo_prune.hosts.slim import MARKER, Checkpoint, mark_cut, require_widths, unfinished, write_checkpoint
 from yolo_prune.hosts.ultralytics.blocks import host_for
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
 from yolo_prune.hosts.ultralytics.compactors import compactor_behind, merged
-from yolo_prune.hosts.ultralytics.distillation import bare_copy, network_of
-from yolo_prune.hosts.ultralytics.run_files import strip_whole
+from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of, random_image
+from yolo_prune.hosts.ultralytics.run_files import stripped
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.methods.resrep.forgetting import masked_channels, row_norms
 from yolo_prune.methods.resrep.schedule import GONE
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.surgery.copying import copied
+from yolo_prune.surgery.verify import max_abs_error, outputs
 
 NAME = "resrep"
 """Name of the method: in settings, in the marker of a network that has compactors, and there the key of its masks."""
@@ -77,8 +76,8 @@ def convert_run(folder: Path) -> None:
             write_checkpoint(path, contents[path], replace=True)
 
 
-def finish_run(folder: Path) -> Path:
-    """Finish a run that was killed after its last epoch; return the best checkpoint.
+def finish_killed_run(folder: Path) -> Path:
+    """Do what a run that was killed after its last epoch left undone, and return its best checkpoint.
 
     Args:
         folder: The run's folder.
@@ -87,10 +86,7 @@ def finish_run(folder: Path) -> Path:
         YoloPruneError: As in `convert_run`.
     """
     convert_run(folder)
-    paths = [path for name in ("best.pt", "last.pt") if (path := folder / "weights" / name).is_file()]
-    for path in paths:
-        strip_whole(path)
-    return paths[0]
+    return stripped(folder)
 
 
 class Conversion:
@@ -136,7 +132,9 @@ class Conversion:
         )
         slim = slim_copy(plain, graph, keep)
         proof = verifier(plain, graph).verify(slim, keep).require()
-        difference, largest = _difference(network, slim, graph)
+        image = random_image(network, 2 * graph.cost.imgsz_px)
+        before, after = (outputs(model, image, host_for(model), training=False) for model in (network, slim))
+        difference, largest = max_abs_error(before, after), max(float(output.abs().max()) for output in before)
         if not difference <= LOSSLESS * largest:  # also catches NaN
             raise VerificationError(
                 f"max |converted - before| = {difference:.1e}, at outputs up to {largest:.1e}",
@@ -146,8 +144,7 @@ class Conversion:
         source = Checkpoint(
             path=self._source, sha256=self._digest, model=plain, stored_dtype=torch.float16, train_args={}
         )
-        shown = {PROOF: proof.max_abs_error, "folded": False, "recalibrated": 0}
-        setattr(slim, MARKER, {**provenance(slim, source, plan), **shown})
+        mark_cut(slim, source, plan, max_abs_error=proof.max_abs_error)
         require_widths(slim, "after conversion")
         self.figures = {
             "macs": plan.after.macs / plan.before.macs,
@@ -187,15 +184,3 @@ def _require_gone(network: nn.Module, masked: Mapping[str, list[int]]) -> None:
             expected=f"below {GONE:g} at the end of the training",
             remedy="train anew for more epochs or with a higher resrep.strength; nothing was converted",
         )
-
-
-def _difference(before: nn.Module, after: nn.Module, graph: ChannelGraph) -> tuple[float, float]:
-    """Return max |after - before| over all outputs, and the largest of them, on a random image."""
-    side, channels = 2 * graph.cost.imgsz_px, int(getattr(before, "yaml", {}).get("channels", 3))
-    image = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected, found = (
-        output_tensors(host_for(model).outputs(forward_unchanged(model, image, training=False)))
-        for model in (before, after)
-    )
-    pairs = list(zip(expected, found, strict=True))
-    return max(float((a - b).abs().max()) for a, b in pairs), max(float(a.abs().max()) for a, _ in pairs)

@@ -15,9 +15,9 @@ from yolo_prune.files import new_file
 from yolo_prune.hosts.replacing import replaced
 from yolo_prune.hosts.slim import widths
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
-from yolo_prune.hosts.ultralytics.distillation import network_of
 from yolo_prune.hosts.ultralytics.grafting_files import first_net, state_of_nets
 from yolo_prune.hosts.ultralytics.grafting_files import forget_record as forget_grafting
+from yolo_prune.hosts.ultralytics.networks import network_of
 from yolo_prune.methods.slimming.course import forget_record
 
 
@@ -71,6 +71,14 @@ def strip_whole(file: str | Path, s: str = "", updates: dict[str, Any] | None = 
             raise CheckpointError(f"'{file}' cannot be read back", expected="the checkpoint that was just written")
     LOGGER.info(f"Optimizer stripped from {target}, {target.stat().st_size / 1e6:.1f}MB")
     return content
+
+
+def stripped(folder: Path) -> Path:
+    """Strip the checkpoints of a run that was killed after its last epoch, and return its best one."""
+    left = [path for name in ("best.pt", "last.pt") if (path := folder / "weights" / name).is_file()]
+    for path in left:
+        strip_whole(path)
+    return left[0]
 
 
 def drop_rows(results: Path, *, after: int) -> None:

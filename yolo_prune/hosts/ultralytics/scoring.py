@@ -22,7 +22,7 @@ from ultralytics.models.yolo.segment import SegmentationValidator
 from yolo_prune.errors import DataError
 from yolo_prune.hosts.ultralytics.checkpoints import task_of
 from yolo_prune.hosts.ultralytics.collection import TrainingImages, first_batches, training_dataset
-from yolo_prune.hosts.ultralytics.distillation import bare_copy
+from yolo_prune.hosts.ultralytics.networks import bare_copy
 from yolo_prune.search import recalibrate
 
 VALIDATORS: dict[str, Any] = {

@@ -13,12 +13,13 @@ from ultralytics.utils import LOGGER, RANK
 
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.errors import ConfigError
-from yolo_prune.hosts.ultralytics.distillation import bare_copy, network_of
+from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.importance.base import FloatArray
-from yolo_prune.methods.slimming.course import PICTURE, RECORD, SparsityCourse, learning_rates, read_record
+from yolo_prune.methods.slimming.course import PICTURE, RECORD, SparsityCourse, read_record
 from yolo_prune.methods.slimming.penalty import penalised_channels
 from yolo_prune.methods.slimming.strength import Sparsity
+from yolo_prune.methods.steps import learning_rates
 
 Scope: TypeAlias = Literal["backbone", "neck", "head"]
 SCOPES: tuple[Scope, ...] = ("backbone", "neck", "head")

@@ -14,14 +14,14 @@ from ultralytics.utils import LOGGER, RANK
 from yolo_prune.errors import ConfigError, InfeasibleTargetError
 from yolo_prune.files import from_record, read_record, write_json
 from yolo_prune.hosts.slim import UNFINISHED, mark
-from yolo_prune.hosts.ultralytics.distillation import bare_copy, network_of
+from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.refusals import require_plain
 from yolo_prune.hosts.ultralytics.run_files import renew_best
 from yolo_prune.hosts.ultralytics.stripe_layers import METHOD, StripePrices, dead_stripes, layers_of, striped_paths
 from yolo_prune.hosts.ultralytics.stripes_finish import finish_run
 from yolo_prune.hosts.ultralytics.trainer import BEFORE_FINAL_EVAL, MODEL_SETUP, OPTIMIZER_BUILT
 from yolo_prune.importance.base import FloatArray
-from yolo_prune.methods.slimming.course import learning_rates
+from yolo_prune.methods.steps import learning_rates
 from yolo_prune.methods.stripes.options import StripeOptions, falling_epochs
 from yolo_prune.methods.stripes.ranking import StripeFloors, StripeRanking
 from yolo_prune.methods.stripes.skeleton import SkeletonSteps, grow_skeleton, require_sgd

@@ -7,29 +7,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from ultralytics.utils import LOGGER
 
-from yolo_prune.channels.forward import forward_unchanged, output_tensors
 from yolo_prune.channels.tensors import named_tensors
 from yolo_prune.errors import VerificationError
 from yolo_prune.files import sha256
 from yolo_prune.hosts.slim import (
     MARKER,
-    PROOF,
     UNFINISHED,
     ZEROS,
     Checkpoint,
     mark,
-    provenance,
+    mark_cut,
     unfinished,
     write_checkpoint,
 )
-from yolo_prune.hosts.ultralytics.blocks import raw_outputs
+from yolo_prune.hosts.ultralytics.blocks import host_for
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
-from yolo_prune.hosts.ultralytics.distillation import bare_copy, network_of
-from yolo_prune.hosts.ultralytics.run_files import strip_whole
+from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of, random_image
+from yolo_prune.hosts.ultralytics.run_files import stripped
 from yolo_prune.hosts.ultralytics.stripe_layers import METHOD, StripePrices, layers_of
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, trace_side, verifier
 from yolo_prune.methods.stripes.skeleton import shed_skeleton, silence_dead_filters
@@ -37,7 +34,7 @@ from yolo_prune.plan import plan_from_keep
 from yolo_prune.surgery.copying import copied
 from yolo_prune.surgery.silent import silent_channels, without_silent
 from yolo_prune.surgery.stripes import StripeCost, living_stripes, stripe_cost
-from yolo_prune.surgery.verify import TOLERANCE
+from yolo_prune.surgery.verify import TOLERANCE, max_abs_error, outputs
 
 
 def finish_run(folder: Path) -> None:
@@ -61,10 +58,7 @@ def finish_killed_run(folder: Path) -> Path:
         VerificationError: Removing dead filters changed what the network says.
     """
     finish_run(folder)
-    left = [path for path in (folder / "weights" / name for name in ("best.pt", "last.pt")) if path.is_file()]
-    for path in left:
-        strip_whole(path)
-    return left[0]
+    return stripped(folder)
 
 
 def finish_checkpoint(path: Path) -> None:
@@ -111,9 +105,7 @@ def finished(source: Checkpoint, *, imgsz_px: int) -> nn.Module:
         _require_unchanged(network, done)
         choice = {"method": METHOD, "removed": "filters without a living stripe"}
         plan = plan_from_keep(graph, keep, source_sha256=source.sha256, imgsz_px=imgsz_px, choice=choice)
-        shown = {PROOF: proof.max_abs_error, "folded": False, "recalibrated": 0}
-        marker = {**provenance(done, source, plan), **shown}
-        setattr(done, MARKER, marker)
+        mark_cut(done, source, plan, max_abs_error=proof.max_abs_error)
     prices = StripePrices(copied(done), imgsz_px)
     cost = stripe_cost(done, prices.per_stripe, dense_macs=prices.dense_macs, imgsz_px=imgsz_px)
     earlier = getattr(source.model, MARKER, {}).get(ZEROS, [])
@@ -150,11 +142,11 @@ def _require_unchanged(before: Any, after: nn.Module) -> None:
     Raises:
         VerificationError: They do not.
     """
-    side, channels = trace_side(before), int(before.yaml.get("channels", 3))
-    image = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    image, host = random_image(before, trace_side(before)), host_for(before)
+    models = [copied(model).double() for model in (before, after)]
     error = max(
-        float((one - other).abs().max())
-        for one, other in zip(_outputs(before, image), _outputs(after, image), strict=True)
+        max_abs_error(*(outputs(model, image, host, training=training) for model in models))
+        for training in (False, True)
     )
     if not error <= TOLERANCE:  # also catches NaN
         raise VerificationError(
@@ -162,13 +154,3 @@ def _require_unchanged(before: Any, after: nn.Module) -> None:
             expected=f"at most {TOLERANCE:g} in fp64: a filter without a living stripe still mattered to something",
             remedy="the checkpoints are as training left them; please report the model's yaml",
         )
-
-
-def _outputs(model: nn.Module, image: Tensor) -> list[Tensor]:
-    """Return what a network says of an image in the structure of training and of inference, fp64."""
-    double = copied(model).double()
-    return [
-        tensor
-        for training in (False, True)
-        for tensor in output_tensors(raw_outputs(forward_unchanged(double, image, training=training)))
-    ]

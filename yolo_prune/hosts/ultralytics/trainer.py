@@ -25,8 +25,8 @@ from yolo_prune.hosts.refusals import host_errors_as
 from yolo_prune.hosts.replacing import replaced
 from yolo_prune.hosts.slim import MARKER, is_slim, require_widths, widths
 from yolo_prune.hosts.ultralytics.checkpoints import is_fused, require_deployable
-from yolo_prune.hosts.ultralytics.distillation import network_of
 from yolo_prune.hosts.ultralytics.evaluation import require_kpt_shape
+from yolo_prune.hosts.ultralytics.networks import network_of
 from yolo_prune.hosts.ultralytics.refusals import training_refused
 from yolo_prune.hosts.ultralytics.run_files import (
     WholeFile,

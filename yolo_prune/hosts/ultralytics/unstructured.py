@@ -22,7 +22,7 @@ from yolo_prune.files import from_record, write_json
 from yolo_prune.hosts.slim import MARKER, ZEROS, mark
 from yolo_prune.hosts.ultralytics.blocks import MERGED
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
-from yolo_prune.hosts.ultralytics.distillation import bare_copy, network_of
+from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.trainer import MODEL_SETUP
 from yolo_prune.methods.unstructured import fits_groups, is_n_of_m, n_of_m, pruned_masks, require_width
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ultralytics.utils import LOGGER, RANK
 
 from yolo_prune.hosts.slim import MARKER, ZEROS
-from yolo_prune.hosts.ultralytics.distillation import network_of
+from yolo_prune.hosts.ultralytics.networks import network_of
 from yolo_prune.methods.zeros import KeptZeros
 
 

@@ -10,9 +10,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from yolo_prune.hosts.yolov5.surgery import trace_model
-from yolo_prune.methods.slimming.course import SparsityCourse, learning_rates, read_record
+from yolo_prune.methods.slimming.course import SparsityCourse, read_record
 from yolo_prune.methods.slimming.penalty import penalised_channels
 from yolo_prune.methods.slimming.strength import Sparsity
+from yolo_prune.methods.steps import learning_rates
 from yolo_prune.surgery.copying import copied
 
 NOMINAL_BATCH = 64

@@ -6,7 +6,7 @@ begin and end. Source: network slimming, Liu et al. 2017, eq. 1; `methods.slimmi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -219,27 +219,3 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
         EpochHealth(**epoch)
     float(record["silent_below"]), float(record["largest"])
     return record
-
-
-def learning_rates(
-    initial: float, factor: Callable[[int], float], *, epochs: int, batches: int, warmup: int, accumulate: float
-) -> FloatArray:
-    """Return the sum of the learning rates of each epoch's steps, shape (epochs,), as both hosts schedule them.
-
-    Args:
-        initial: Learning rate of scales that the schedule multiplies.
-        factor: From epoch to its multiple.
-        epochs: Epochs of the training.
-        batches: Batches of an epoch.
-        warmup: Batches of warm-up, over which the learning rate rises from 0 and the gathered batches from 1.
-        accumulate: Batches that a step gathers after it.
-    """
-    sums = np.zeros(epochs)
-    for epoch in range(epochs):
-        rate, iterations = initial * factor(epoch), epoch * batches + np.arange(batches)
-        rates, gathered = np.full(batches, rate), np.full(batches, float(accumulate))
-        if warmup:
-            rates = np.interp(iterations, [0, warmup], [0.0, rate])
-            gathered = np.interp(iterations, [0, warmup], [1.0, accumulate]).round().clip(1)
-        sums[epoch] = float((rates / gathered).sum())
-    return sums
