@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Iterable
 
 from yolo_prune.device.calibration import Calibration, calibrator
 from yolo_prune.device.cuda import Stream
-from yolo_prune.device.engine_file import EngineFile
 from yolo_prune.device.onnx_facts import OnnxFacts
 from yolo_prune.device.runtimes.base import Precision
-from yolo_prune.device.tensorrt_library import Messages, is_installed, require_tensorrt
-from yolo_prune.device.tensorrt_recipe import BuildOptions, Recipe, Version, make_recipe
+from yolo_prune.device.runtimes.engine_file import EngineFile
+from yolo_prune.device.tensorrt_library import Messages, Version, is_installed, require_tensorrt
+from yolo_prune.device.tensorrt_recipe import BuildOptions, Recipe, make_recipe
 from yolo_prune.device.trtexec import find_trtexec, run_trtexec, trtexec_command, trtexec_version
 from yolo_prune.errors import ConfigError, ExportError
 from yolo_prune.files import new_file, refuse_existing

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from yolo_prune.device.cuda import Cuda, load_cuda
-from yolo_prune.device.tensorrt_recipe import Version
 from yolo_prune.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 _LAST_MESSAGES = 10
+
+
+class Version(NamedTuple):
+    """A version of TensorRT."""
+
+    major: int
+    minor: int
+
+    @classmethod
+    def parse(cls, text: str) -> Version:
+        """Read `10.3.0`."""
+        major, minor = (int(part) for part in text.split(".")[:2])
+        return cls(major, minor)
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
 
 
 def tensorrt_version() -> Version:

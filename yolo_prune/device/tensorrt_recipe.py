@@ -13,6 +13,7 @@ from typing import Mapping, NamedTuple, Sequence
 
 from yolo_prune.device.onnx_facts import Node, OnnxFacts
 from yolo_prune.device.runtimes.base import Precision
+from yolo_prune.device.tensorrt_library import Version
 from yolo_prune.errors import ConfigError
 
 STRONGLY_TYPED = 11
@@ -24,22 +25,6 @@ _COMPUTING = {"Add", "Conv", "Cos", "Div", "MatMul", "Mul", "Sigmoid", "Sin", "S
 _OF_MODULE = re.compile(r"/model\.(\d+)/")
 _DECODING = r"/model\.{head}/(?:dfl/.+|[A-Z]\w*)$"  # nodes of the head's own forward, not of a tower inside it
 _LAST_CONV = r"/model\.{head}/(?:one2one_)?(cv\d+\.\d+)/(?:one2one_)?\1\.\d+/Conv$"  # without batch norm
-
-
-class Version(NamedTuple):
-    """A version of TensorRT."""
-
-    major: int
-    minor: int
-
-    @classmethod
-    def parse(cls, text: str) -> Version:
-        """Read `10.3.0`."""
-        major, minor = (int(part) for part in text.split(".")[:2])
-        return cls(major, minor)
-
-    def __str__(self) -> str:
-        return f"{self.major}.{self.minor}"
 
 
 class BatchRange(NamedTuple):

@@ -7,11 +7,18 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from yolo_prune.device.tensorrt_recipe import Recipe, Version
+from yolo_prune.device.tensorrt_library import Version
+from yolo_prune.device.tensorrt_recipe import Recipe
 from yolo_prune.errors import ConfigError, ExportError
 
 _JETPACK = Path("/usr/src/tensorrt/bin/trtexec")  # not on the search path there
 _BANNER = re.compile(r"\[TensorRT v(\d+)\]")
+_OPTIONS = {
+    "FP16": "--fp16",
+    "INT8": "--int8",
+    "GPU_FALLBACK": "--allowGPUFallback",
+    "SPARSE_WEIGHTS": "--sparsity=enable",
+}
 _LAST_LINES = 15
 
 
@@ -74,18 +81,12 @@ def trtexec_command(
             expected="the cache of an earlier calibration, or an ONNX file that is quantised",
             remedy="install TensorRT's package for Python (on a Jetson: apt install python3-libnvinfer)",
         )
-    flags = {
-        "FP16": "--fp16",
-        "INT8": "--int8",
-        "GPU_FALLBACK": "--allowGPUFallback",
-        "SPARSE_WEIGHTS": "--sparsity=enable",
-    }
     return [
         str(program),
         f"--onnx={onnx}",
         f"--saveEngine={plan}",
         "--skipInference" if version >= (8, 6) else "--buildOnly",
-        *(flags[flag] for flag in recipe.builder_flags if flag in flags),
+        *(_OPTIONS[flag] for flag in recipe.builder_flags if flag in _OPTIONS),
         *_shapes(recipe),
         *_kept(recipe),
         *([f"--memPoolSize=workspace:{recipe.workspace_mib}"] if recipe.workspace_mib else []),

@@ -17,8 +17,8 @@ def runtime_for(artefact: Path, *, full_precision: bool = False) -> Runtime:
 
     Args:
         artefact: The artefact, which must exist.
-        full_precision: See `NcnnRuntime` and `OpenVinoRuntime`; ONNX Runtime computes in float32 anyway, and an engine in
-            what it was built for.
+        full_precision: See `NcnnRuntime` and `OpenVinoRuntime`; ONNX Runtime computes in float32 anyway, and
+            an engine in what it was built for.
 
     Raises:
         ConfigError: Nothing stands there, or it is none of these.

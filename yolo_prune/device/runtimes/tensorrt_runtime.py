@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from yolo_prune.device.cuda import Stream
-from yolo_prune.device.engine_file import EngineFile
+from yolo_prune.device.cuda import CudaError, Stream
 from yolo_prune.device.runtimes.base import Array, ArtefactFacts, Precision
+from yolo_prune.device.runtimes.engine_file import EngineFile
 from yolo_prune.device.tensorrt_library import Messages, require_tensorrt, version_text
 from yolo_prune.errors import ConfigError
 
@@ -58,12 +58,12 @@ class TensorRtSession:
         self._set_shape(image)
         values = np.ascontiguousarray(image, self.image.dtype)
         self.context.set_tensor_address(self.image.name, self.stream.upload(self.image.name, values))
-        shapes = [tuple(self.context.get_tensor_shape(output.name)) for output in self.outputs]
+        shapes = [_sizes(self.context.get_tensor_shape(output.name)) for output in self.outputs]
         for output, shape in zip(self.outputs, shapes):
             size = int(np.prod(shape)) * output.dtype.itemsize
             self.context.set_tensor_address(output.name, self.stream.buffer(output.name, size))
         if not self.context.execute_async_v3(self.stream.handle):
-            raise ConfigError("TensorRT could not run the engine", expected="an engine that was built on this device")
+            raise CudaError("TensorRT could not run the engine", expected="an engine that was built on this device")
         found = [self.stream.download(out.name, shape, out.dtype) for out, shape in zip(self.outputs, shapes)]
         self.stream.wait()
         return [values.astype(np.float32, copy=False) for values in found]
@@ -152,7 +152,7 @@ def _tensors(engine: trt.ICudaEngine) -> tuple[EngineTensor, tuple[EngineTensor,
     tensors = {
         name: EngineTensor(
             name=name,
-            shape=tuple(engine.get_tensor_shape(name)),
+            shape=_sizes(engine.get_tensor_shape(name)),
             dtype=np.dtype(trt.nptype(engine.get_tensor_dtype(name))),
         )
         for name in names
@@ -164,6 +164,11 @@ def _tensors(engine: trt.ICudaEngine) -> tuple[EngineTensor, tuple[EngineTensor,
             expected="one input, images (B, 3, H, W)",
         )
     return tensors.pop(inputs[0]), tuple(tensors.values())
+
+
+def _sizes(dimensions: trt.Dims) -> tuple[int, ...]:
+    """Return TensorRT's dimensions as numbers."""
+    return tuple(dimensions[index] for index in range(len(dimensions)))
 
 
 def _classes(metadata: Mapping[str, Any]) -> int | None:
