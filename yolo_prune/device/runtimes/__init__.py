@@ -7,9 +7,10 @@ from yolo_prune.device.runtimes.ncnn_runtime import NcnnRuntime
 from yolo_prune.device.runtimes.onnx_runtime import OnnxRuntime
 from yolo_prune.device.runtimes.openvino_runtime import OpenVinoRuntime
 from yolo_prune.device.runtimes.select import runtime_for
+from yolo_prune.device.runtimes.tensorrt_runtime import TensorRtRuntime
 
 RUNTIMES: Mapping[str, Runtime] = {
-    runtime.name: runtime for runtime in (OnnxRuntime(), NcnnRuntime(), OpenVinoRuntime())
+    runtime.name: runtime for runtime in (OnnxRuntime(), NcnnRuntime(), OpenVinoRuntime(), TensorRtRuntime())
 }
 """What runs exported artefacts, by the name of the backend."""
 
@@ -21,5 +22,6 @@ __all__ = [
     "OpenVinoRuntime",
     "Runtime",
     "Session",
+    "TensorRtRuntime",
     "runtime_for",
 ]

@@ -36,8 +36,11 @@ def export_model(
     out: Path,
     half: bool = False,
     end_to_end: bool = False,
+    opset: int | None = None,
+    batch: int = 1,
+    dynamic: bool = False,
 ) -> Path:
-    """Export a checkpoint with the stock host exporter, on the CPU, with batch 1 and a fixed square input.
+    """Export a checkpoint with the stock host exporter, on the CPU, for square inputs.
 
     The host writes beside the checkpoint, and pnnx into (and the host deletes from) the working directory: both are a
     temporary folder next to `out` here, so nothing else changes. The process's working directory moves there meanwhile.
@@ -51,6 +54,9 @@ def export_model(
         half: Store the weights as 16-bit floats (inputs and outputs stay float32).
         end_to_end: Twin heads (v10, 26) only, ONNX only: export the one-to-one head with its top-k, output (1, k, 6).
             The host's default, kept here, is the one-to-many head, output (1, 4 + classes, anchors).
+        opset: ONNX only: version of its operators; None takes the host's choice.
+        batch: Images in a call.
+        dynamic: ONNX only: leave batch size and image side open; `imgsz_px` and `batch` are then no more than examples.
 
     Returns:
         `out`.
@@ -71,7 +77,8 @@ def export_model(
         with _working_in(folder):
             model = _load(checkpoint.name)
             _check_request(model, format=format, imgsz_px=imgsz_px, end_to_end=end_to_end)
-            artefact = folder / _run_host(model, checkpoint.name, format, imgsz_px, half=half, end_to_end=end_to_end)
+            options = _options(half=half, end_to_end=end_to_end, opset=opset, batch=batch, dynamic=dynamic)
+            artefact = folder / _run_host(model, checkpoint.name, format, imgsz_px, options)
         _move(artefact, out)
     return out
 
@@ -147,13 +154,20 @@ def _check_request(model: Any, *, format: ExportFormat, imgsz_px: int, end_to_en
         )
 
 
-def _run_host(model: Any, name: str, format: ExportFormat, imgsz_px: int, *, half: bool, end_to_end: bool) -> Path:  # noqa: A002
+def _options(*, half: bool, end_to_end: bool, opset: int | None, batch: int, dynamic: bool) -> dict[str, Any]:
+    """Return what differs from the host's own choices, in its words."""
+    asked = {
+        "quantize": 16 if half else None,
+        "nms": False if end_to_end else None,  # "the head without NMS"; its default None is the other head
+        "opset": opset,
+        "batch": batch if batch != 1 else None,
+        "dynamic": dynamic or None,
+    }
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _run_host(model: Any, name: str, format: ExportFormat, imgsz_px: int, options: dict[str, Any]) -> Path:  # noqa: A002
     """Run the exporter; return the artefact's path relative to the working directory."""
-    options: dict[str, Any] = {"format": format, "imgsz": imgsz_px}
-    if half:
-        options["quantize"] = 16
-    if end_to_end:
-        options["nms"] = False  # the host's way to say "the head without NMS"; its default None is the other head
     with host_errors_as(
         ExportError,
         f"Ultralytics could not export '{name}' to {format.upper()}",
@@ -161,7 +175,7 @@ def _run_host(model: Any, name: str, format: ExportFormat, imgsz_px: int, *, hal
         remedy="see the host's messages above; `yolo export` on the same checkpoint fails alike",
     ):
         try:
-            artefact = Path(model.export(**options))
+            artefact = Path(model.export(format=format, imgsz=imgsz_px, **options))
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise cannot_write(Path.cwd().parent, error) from error

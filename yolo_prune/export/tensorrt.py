@@ -1,0 +1,100 @@
+"""From a checkpoint to an engine, where TensorRT and a GPU are at hand; elsewhere a bundle builds it on the device."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolo_prune.device.calibration import Calibration
+from yolo_prune.device.detections import letterbox
+from yolo_prune.device.runtimes.base import Precision
+from yolo_prune.device.tensorrt_build import build_engine
+from yolo_prune.device.tensorrt_library import Version, require_tensorrt
+from yolo_prune.device.tensorrt_recipe import STRONGLY_TYPED, BatchRange, BuildOptions
+from yolo_prune.export.onnx_contract import require_contract
+from yolo_prune.export.tensorrt_onnx import export_typed_onnx, require_images
+from yolo_prune.files import refuse_existing
+
+
+def export_engine(
+    checkpoint: Path,
+    *,
+    imgsz_px: int,
+    out: Path,
+    options: BuildOptions | None = None,
+    batch: int = 1,
+    dynamic: bool = False,
+    images: Sequence[NDArray[np.uint8]] = (),
+    end_to_end: bool = False,
+    timing_cache: Path | None = None,
+    calibration_cache: Path | None = None,
+    verbose: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Export a checkpoint and build an engine of it on this machine's GPU.
+
+    Args:
+        checkpoint: A `.pt` file of the host, dense or slim.
+        imgsz_px: Side of the square input.
+        out: Where the engine shall stand; nothing may stand there yet.
+        options: Precision, accelerator, sparse units; shapes are taken from here.
+        batch: Images in a call; the most of them if `dynamic`.
+        dynamic: Take any number of images up to `batch`; the engine is tuned for `batch`.
+        images: For int8: BGR, of any size, of the kind that the model will see.
+        end_to_end: See `export_model`.
+        timing_cache: See `build_engine`.
+        calibration_cache: See `Calibration`; up to TensorRT 10 only.
+        verbose: See `build_engine`.
+        progress: See `build_engine`.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: There is no GPU, or the options cannot be had.
+        DataError: int8 and no images.
+        MissingDependencyError: TensorRT is not installed.
+        YoloPruneError: As `export_model` and `build_engine` raise.
+    """
+    options = options or BuildOptions()
+    refuse_existing(out)
+    if options.precision == "int8":
+        require_images(images)
+    version, _ = require_tensorrt()  # before minutes of work
+    shaped = replace(options, imgsz_px=imgsz_px, batch=BatchRange(1, batch, batch) if dynamic else None)
+    with tempfile.TemporaryDirectory(prefix="engine.") as folder:
+        onnx = export_typed_onnx(
+            checkpoint,
+            imgsz_px=imgsz_px,
+            out=Path(folder) / "model.onnx",
+            precision=onnx_precision(version, options),
+            images=images,
+            batch=batch,
+            dynamic=dynamic,
+            end_to_end=end_to_end,
+        )
+        require_contract(onnx, version, shaped)
+        return build_engine(
+            onnx,
+            out,
+            shaped,
+            _calibration(images, imgsz_px, calibration_cache) if options.precision == "int8" else None,
+            timing_cache=timing_cache,
+            verbose=verbose,
+            progress=progress,
+        )
+
+
+def onnx_precision(version: Version, options: BuildOptions) -> Precision:
+    """Return the precision that the ONNX file has to hold: the engine's own where the network is strongly typed."""
+    return options.precision if version.major >= STRONGLY_TYPED else "fp32"
+
+
+def _calibration(images: Sequence[NDArray[np.uint8]], imgsz_px: int, cache: Path | None) -> Calibration:
+    """Letterbox images as they will be."""
+    return Calibration([letterbox(image, imgsz_px)[0] for image in images], cache=cache)
