@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple  # Python 3.8 cannot subscript the built-in ones
+from typing import Any, Mapping, Sequence
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import sha256
@@ -33,7 +33,7 @@ class Network:
     name: str
     task: str
     imgsz_px: int
-    classes: Tuple[str, ...]
+    classes: tuple[str, ...]
     end_to_end: bool
     extras: Mapping[str, Sequence[int]]
 
@@ -68,11 +68,11 @@ class Reference:
         detections: Final detections of every image, as `Finding.to_json` gives them.
     """
 
-    images: Tuple[str, ...]
+    images: tuple[str, ...]
     outputs: str
     confidence: float
     iou: float
-    detections: Tuple[List[Dict[str, Any]], ...]
+    detections: tuple[list[dict[str, Any]], ...]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class Bundle:
         artefacts: In the order in which they are preferred on the target.
         engine: Precision of the engine that a jetson builds; None elsewhere.
         calibration: Image files that an int8 engine is calibrated on; empty for other precisions.
-        tolerances: Largest difference from PyTorch, as a fraction of the outputs' scale, by precision.
+        tolerances: Largest difference of raw outputs from PyTorch's, as a fraction of their scale, by precision; None
+            or absent where they are not judged.
         reference: What the artefacts are held against.
         provenance: Where the network comes from, and what it costs.
         files: SHA-256 of every file but the manifest, by its path relative to the bundle.
@@ -95,15 +96,15 @@ class Bundle:
     folder: Path
     target: str
     network: Network
-    artefacts: Tuple[Artefact, ...]
-    engine: Optional[str]
-    calibration: Tuple[str, ...]
-    tolerances: Mapping[str, float]
+    artefacts: tuple[Artefact, ...]
+    engine: str | None
+    calibration: tuple[str, ...]
+    tolerances: Mapping[str, float | None]
     reference: Reference
     provenance: Mapping[str, Any]
     files: Mapping[str, str]
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return what the manifest holds."""
         value = asdict(self)
         del value["folder"]
@@ -128,7 +129,7 @@ class Bundle:
             ) from error
 
     @classmethod
-    def _from_json(cls, folder: Path, value: Dict[str, Any]) -> Bundle:
+    def _from_json(cls, folder: Path, value: dict[str, Any]) -> Bundle:
         found = value.pop("format")
         if found != FORMAT:
             raise ValueError(f"format {found}, not {FORMAT}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence  # Python 3.8 cannot subscript that of collections.abc
+from typing import Sequence
 
 
 def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -10,7 +10,9 @@ def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = [headings, *rows]
     widths = [max(len(row[at]) for row in cells) for at in range(len(headings))]
     lines = [
-        "  ".join(cell.ljust(width) if at == 0 else cell.rjust(width) for at, (cell, width) in enumerate(zip(row, widths)))
+        "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width) for at, (cell, width) in enumerate(zip(row, widths))
+        )
         for row in cells
     ]
     return "\n".join(line.rstrip() for line in (lines[0], "-" * len(lines[0]), *lines[1:])) + "\n"

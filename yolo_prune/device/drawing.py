@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from typing import Iterable, Tuple  # Python 3.8 cannot subscript those of collections.abc
+from typing import Iterable
 
 import cv2
 import numpy as np
@@ -52,7 +52,7 @@ def _draw_points(canvas: NDArray[np.uint8], one: Finding, width: int) -> None:
             cv2.circle(canvas, (round(float(point[0])), round(float(point[1]))), 2 * width, _colour(one.class_id), -1)
 
 
-def _colour(class_id: int) -> Tuple[int, int, int]:
+def _colour(class_id: int) -> tuple[int, int, int]:
     """Return the BGR colour of a class."""
     red, green, blue = colorsys.hsv_to_rgb(class_id * _GOLDEN % 1, 0.9, 0.8)
     return round(blue * 255), round(green * 255), round(red * 255)

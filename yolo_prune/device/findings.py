@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple  # Python 3.8 cannot subscript the built-in ones
+from typing import Any, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,14 +32,14 @@ class Finding:
     class_id: int
     name: str
     score: float
-    box: Tuple[float, float, float, float]
-    corners: Optional[Array] = None
-    key_points: Optional[Array] = None
-    mask: Optional[NDArray[np.bool_]] = None
+    box: tuple[float, float, float, float]
+    corners: Array | None = None
+    key_points: Array | None = None
+    mask: NDArray[np.bool_] | None = None
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values: pixels to two digits, scores to four, a mask by its outline."""
-        value: Dict[str, Any] = {
+        value: dict[str, Any] = {
             "class": self.class_id,
             "name": self.name,
             "score": round(self.score, 4),
@@ -55,7 +55,7 @@ class Finding:
 
 def find(
     outputs: Sequence[Array], placement: Placement, network: Network, *, confidence: float, iou: float
-) -> List[Finding]:
+) -> list[Finding]:
     """Read the outputs for one image.
 
     Args:
@@ -93,7 +93,7 @@ def find(
 
 def _of_task(
     rows: Array, outputs: Sequence[Array], placement: Placement, network: Network
-) -> Tuple[Array, List[Dict[str, Any]]]:
+) -> tuple[Array, list[dict[str, Any]]]:
     """Return upright boxes (n, 4) and what else the task knows of each row."""
     if network.task == "obb":
         points = corners(rows[:, [0, 1, 2, 3, 6]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List  # Python 3.8 cannot subscript the built-in one
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from yolo_prune.device.runtimes.base import Array
 
 def masks_in_image(
     prototypes: Array, coefficients: Array, boxes: Array, placement: Placement, imgsz_px: int
-) -> List[NDArray[np.bool_]]:
+) -> list[NDArray[np.bool_]]:
     """Return the mask (H, W) of every detection, in pixels of the image and inside its box.
 
     Args:
@@ -27,8 +27,7 @@ def masks_in_image(
     logits = np.tensordot(coefficients, prototypes[0], axes=1)
     scale, shift = [placement.scale_x, placement.scale_y] * 2, [placement.left_px, placement.top_px] * 2
     return [
-        _mask(np.ascontiguousarray(one), box, placement, imgsz_px)
-        for one, box in zip(logits, boxes * scale + shift)
+        _mask(np.ascontiguousarray(one), box, placement, imgsz_px) for one, box in zip(logits, boxes * scale + shift)
     ]
 
 
@@ -41,9 +40,7 @@ def outline(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     return np.asarray(max(contours, key=cv2.contourArea), dtype=np.int32).reshape(-1, 2)
 
 
-def _mask(
-    logits: Array, box: NDArray[np.floating[Any]], placement: Placement, imgsz_px: int
-) -> NDArray[np.bool_]:
+def _mask(logits: Array, box: NDArray[np.floating[Any]], placement: Placement, imgsz_px: int) -> NDArray[np.bool_]:
     """Enlarge one mask to the input, cut it to its box, and take it into the image."""
     enlarged = cv2.resize(logits, (imgsz_px, imgsz_px), interpolation=cv2.INTER_LINEAR) > 0
     at = np.arange(imgsz_px)

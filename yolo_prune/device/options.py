@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import Any, Dict, List, Sequence, Type, TypeVar  # Python 3.8 cannot subscript the built-in ones
+from typing import Any, Sequence, TypeVar
 
 from yolo_prune.errors import ConfigError
 
@@ -24,14 +24,14 @@ def option(default: Any, help: str, *, required: bool = False) -> Any:  # noqa: 
     return dataclasses.field(default=default, metadata={"help": help, "required": required})
 
 
-def read_options(schema: Type[Schema], words: Sequence[str]) -> Schema:
+def read_options(schema: type[Schema], words: Sequence[str]) -> Schema:
     """Read words into a schema.
 
     Raises:
         ConfigError: Not key=value, an unknown or repeated key, a value of a wrong type, or a required key is missing.
     """
-    fields: Dict[str, Any] = {field.name: field for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
-    values: Dict[str, Any] = {}
+    fields: dict[str, Any] = {field.name: field for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not (key and equals and value):
@@ -49,7 +49,7 @@ def read_options(schema: Type[Schema], words: Sequence[str]) -> Schema:
     return schema(**values)
 
 
-def describe_options(schema: Any) -> List[str]:
+def describe_options(schema: Any) -> list[str]:
     """Return a line for every key, with its default and its help."""
     rows = [
         (field.name, "required" if field.metadata["required"] else _shown(field.default), field.metadata["help"])

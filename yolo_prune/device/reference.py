@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple  # Python 3.8 cannot subscript the built-in ones
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,7 @@ class Verdict:
     backend: str
     version: str
     precision: str
-    tolerance: Optional[float]
+    tolerance: float | None
     agreement: Agreement
     expected: int
     found_again: int
@@ -64,7 +64,7 @@ class Verdict:
         )
         return raw and self.found_again >= _FOUND_AGAIN * self.expected
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         parts = {name: part.max_rel for name, part in self.agreement.parts.items()}
         own = {name: value for name, value in vars(self).items() if name != "agreement"}
@@ -126,7 +126,7 @@ def compare_outputs(
 
 def count_found_again(
     reference: Sequence[Mapping[str, Any]], found: Sequence[Finding], confidence: float
-) -> Tuple[int, int]:
+) -> tuple[int, int]:
     """Count the detections of the reference that have to be found, and those that are: same class, IoU of 0.5 or more.
 
     Args:
@@ -155,7 +155,7 @@ def overlap(one: Sequence[float], other: Sequence[float]) -> float:
     return common / union if union > 0 else 0.0
 
 
-def read_outputs(file: Path) -> List[Array]:
+def read_outputs(file: Path) -> list[Array]:
     """Read the reference outputs.
 
     Raises:
@@ -172,20 +172,20 @@ def read_outputs(file: Path) -> List[Array]:
 
 def _run(
     runtime: Runtime, artefact: Path, bundle: Bundle, inputs: Sequence[Array], threads: int
-) -> Tuple[List[Array], str]:
+) -> tuple[list[Array], str]:
     """Return every output, stacked over the images, and the artefact's precision."""
     with runtime.load(artefact, imgsz_px=bundle.network.imgsz_px, threads=threads) as session:
         return stacked(session, inputs), session.precision
 
 
-def stacked(session: Session, inputs: Sequence[Array]) -> List[Array]:
+def stacked(session: Session, inputs: Sequence[Array]) -> list[Array]:
     """Return every output of a session for all inputs, stacked."""
     return [np.concatenate(parts) for parts in zip(*(session(tensor) for tensor in inputs))]
 
 
-def _findings(outputs: Sequence[Array], index: int, bundle: Bundle, placement: Any) -> List[Finding]:
+def _findings(outputs: Sequence[Array], index: int, bundle: Bundle, placement: Any) -> list[Finding]:
     """Return what the outputs find in one of the images."""
-    one: List[NDArray[np.float32]] = [output[index : index + 1] for output in outputs]
+    one: list[NDArray[np.float32]] = [output[index : index + 1] for output in outputs]
     reference = bundle.reference
     return find(one, placement, bundle.network, confidence=reference.confidence, iou=reference.iou)
 

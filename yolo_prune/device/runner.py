@@ -7,7 +7,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence  # Python 3.8 cannot subscript those of collections.abc
+from typing import Any, Callable, Mapping, Sequence
 
 from yolo_prune.device.bundle import Bundle
 from yolo_prune.device.options import describe_options, read_options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Sequence, Tuple  # Python 3.8 cannot subscript the built-in ones
+from typing import Sequence
 
 from yolo_prune.device.bundle import Bundle
 from yolo_prune.device.runtimes import runtime_for
@@ -32,7 +32,7 @@ class Here:
     backend: str
 
 
-def artefacts_here(bundle: Bundle, out: str) -> List[Here]:
+def artefacts_here(bundle: Bundle, out: str) -> list[Here]:
     """Return the engines that were built here, then what the bundle brought, intact.
 
     Args:
@@ -58,13 +58,13 @@ def built_folder(bundle: Bundle, out: str) -> Path:
     return Path(out) if out else bundle.folder / BUILT
 
 
-def split_by_runtime(artefacts: Sequence[Here]) -> Tuple[List[Here], List[Tuple[Here, str]]]:
+def split_by_runtime(artefacts: Sequence[Here]) -> tuple[list[Here], list[tuple[Here, str]]]:
     """Return the artefacts whose runtime is installed, and the others with what is wrong.
 
     A runtime that is installed may still fail to start: libraries that it links may be missing.
     """
-    able: List[Here] = []
-    unable: List[Tuple[Here, str]] = []
+    able: list[Here] = []
+    unable: list[tuple[Here, str]] = []
     for here in artefacts:
         try:
             runtime_for(here.path).version()

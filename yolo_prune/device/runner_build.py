@@ -1,22 +1,20 @@
-"""`run.py build`: the engine of a Jetson, made on the Jetson, because an engine runs on the kind of GPU that built it."""
+"""`run.py build`: the engine of a Jetson, made on the Jetson: it runs on the kind of GPU that it was built with."""
 
 from __future__ import annotations
 
 import importlib
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, List, Optional  # Python 3.8 cannot subscript the built-in ones
+from typing import Any
 
 from yolo_prune.device.bundle import Bundle
 from yolo_prune.device.detections import letterbox
 from yolo_prune.device.options import option
 from yolo_prune.device.runner_artefacts import built_folder
-from yolo_prune.device.runtimes.base import Array, import_runtime
 from yolo_prune.device.sources import read_image
-from yolo_prune.errors import ConfigError, ExportError, MissingDependencyError
-from yolo_prune.files import new_file, refuse_existing
+from yolo_prune.errors import ConfigError
+from yolo_prune.files import refuse_existing
 
 _TRTEXEC = ("trtexec", "/usr/src/tensorrt/bin/trtexec")  # JetPack installs it beside its samples, not on PATH
 _PRECISIONS = ("fp32", "fp16", "int8")
@@ -32,12 +30,11 @@ class BuildOptions:
 
 
 def build(bundle: Bundle, options: BuildOptions) -> None:
-    """Build an engine from the bundle's ONNX file.
+    """Build an engine from the bundle's ONNX file, with TensorRT's Python package or else with `trtexec`.
 
     Raises:
-        ConfigError: The bundle is for another target, or an option makes no sense.
+        ConfigError: The bundle is for another target, an option makes no sense, or there is no TensorRT here.
         ExportError: TensorRT could not build it.
-        MissingDependencyError: There is neither TensorRT's Python package nor `trtexec`.
         OutputError: The engine exists already, or cannot be written.
     """
     precision = _require_buildable(bundle, options)
@@ -46,17 +43,16 @@ def build(bundle: Bundle, options: BuildOptions) -> None:
     out = built_folder(bundle, options.out)
     engine = out / f"{Path(onnx.path).stem}_{precision}.engine"
     refuse_existing(engine)
-    tensorrt = importlib.import_module("yolo_prune.device.tensorrt_build")
-    wanted = tensorrt.BuildOptions(
-        precision=precision,
+    _require_tensorrt()
+    tensorrt: Any = importlib.import_module("yolo_prune.device.tensorrt_build")
+    tensorrt.build_engine(
+        bundle.path(onnx),
+        engine,
+        tensorrt.BuildOptions(precision=precision, dla_core=None if options.dla < 0 else options.dla),
+        _calibration(tensorrt, bundle, out) if precision == "int8" else None,
         timing_cache=out / "timing.cache",
-        dla_core=None if options.dla < 0 else options.dla,
     )
-    if _has_python_package():
-        tensorrt.build_engine(bundle.path(onnx), engine, wanted, calibration=_calibration(bundle, precision))
-    else:
-        _with_trtexec(tensorrt, bundle.path(onnx), engine, wanted)
-    print(f"{engine}\nnow: python3 run.py check")
+    print(f"{engine}\nnow: python3 run.py check" + (f" out='{options.out}'" if options.out else ""))
 
 
 def _require_buildable(bundle: Bundle, options: BuildOptions) -> str:
@@ -79,37 +75,23 @@ def _require_buildable(bundle: Bundle, options: BuildOptions) -> str:
     return precision
 
 
-def _has_python_package() -> bool:
-    """Return whether TensorRT can be imported; a folder of type stubs is none."""
+def _require_tensorrt() -> None:
+    """Refuse a machine without TensorRT; a folder of type stubs is none."""
     try:
-        return hasattr(import_runtime("tensorrt", purpose="build engines"), "Builder")
-    except MissingDependencyError:
-        return False
-
-
-def _calibration(bundle: Bundle, precision: str) -> Optional[List[Array]]:
-    """Return the network inputs that 8-bit ranges are measured on."""
-    if precision != "int8":
-        return None
-    images = (read_image(bundle.folder / name) for name in bundle.calibration)
-    return [letterbox(image, bundle.network.imgsz_px)[0] for image in images]
-
-
-def _with_trtexec(tensorrt: Any, onnx: Path, engine: Path, wanted: Any) -> None:
-    """Build with NVIDIA's command-line tool."""
-    program = next(filter(None, map(shutil.which, _TRTEXEC)), None)
-    if program is None:
+        there = hasattr(importlib.import_module("tensorrt"), "Builder")
+    except ImportError:
+        there = False
+    if not there and not any(map(shutil.which, _TRTEXEC)):
         raise ConfigError(
             "there is neither the Python package 'tensorrt' nor 'trtexec' on this machine",
             expected="a Jetson with JetPack, or a machine with TensorRT and an NVIDIA GPU",
-            remedy="sudo apt install nvidia-jetpack, then run this on the Jetson itself; elsewhere use ONNX Runtime",
+            remedy="run this on the Jetson itself, after `sudo apt install nvidia-jetpack`; elsewhere the ONNX file "
+            "runs with: python3 -m pip install onnxruntime",
         )
-    with new_file(engine) as temporary:
-        command = [str(word) for word in tensorrt.trtexec_command(onnx, temporary, wanted)]
-        done = subprocess.run([program, *command[1:]], check=False)
-        if done.returncode:
-            raise ExportError(
-                f"trtexec ended with code {done.returncode}",
-                expected="an engine",
-                remedy="see its messages above; with little memory close other programs and try again",
-            )
+
+
+def _calibration(tensorrt: Any, bundle: Bundle, out: Path) -> Any:
+    """Return the network inputs that 8-bit ranges are measured on, and where the ranges are kept."""
+    images = (read_image(bundle.folder / name) for name in bundle.calibration)
+    inputs = [letterbox(image, bundle.network.imgsz_px)[0] for image in images]
+    return tensorrt.Calibration(images=inputs, cache=out / "calibration.cache")

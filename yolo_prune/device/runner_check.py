@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Tuple  # Python 3.8 cannot subscript the built-in ones
 
 from yolo_prune.device.bundle import Bundle
 from yolo_prune.device.columns import columns
@@ -42,10 +41,10 @@ def check(bundle: Bundle, options: CheckOptions) -> None:
     _require(bundle, verdicts, failures, [problem for _, problem in unable])
 
 
-def _verdicts(bundle: Bundle, artefacts: List[Here], threads: int) -> Tuple[List[Verdict], List[YoloPruneError]]:
+def _verdicts(bundle: Bundle, artefacts: list[Here], threads: int) -> tuple[list[Verdict], list[YoloPruneError]]:
     """Judge every artefact; one that cannot be judged does not keep the others from it."""
-    verdicts: List[Verdict] = []
-    failures: List[YoloPruneError] = []
+    verdicts: list[Verdict] = []
+    failures: list[YoloPruneError] = []
     for here in artefacts:
         try:
             verdicts.append(compare_with_reference(bundle, here.path, threads=threads))
@@ -54,7 +53,7 @@ def _verdicts(bundle: Bundle, artefacts: List[Here], threads: int) -> Tuple[List
     return verdicts, failures
 
 
-def _table(verdicts: List[Verdict]) -> str:
+def _table(verdicts: list[Verdict]) -> str:
     """Return one row per artefact."""
     rows = [
         [
@@ -72,9 +71,7 @@ def _table(verdicts: List[Verdict]) -> str:
     return columns(headings, rows)
 
 
-def _require(
-    bundle: Bundle, verdicts: List[Verdict], failures: List[YoloPruneError], problems: List[str]
-) -> None:
+def _require(bundle: Bundle, verdicts: list[Verdict], failures: list[YoloPruneError], problems: list[str]) -> None:
     """Raise what went wrong."""
     wrong = [one.artefact for one in verdicts if not one.passed]
     if wrong:

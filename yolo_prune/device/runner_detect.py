@@ -7,7 +7,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List  # Python 3.8 cannot subscript the built-in ones
+from typing import Any, Iterable
 
 import cv2
 import numpy as np
@@ -75,7 +75,7 @@ def _look(bundle: Bundle, session: Session, frame: Frame, options: DetectOptions
     done = time.perf_counter()
     height, width = frame.image.shape[:2]
     marks = [("letterbox", start, prepared), ("forward", prepared, answered), ("boxes", answered, done)]
-    line: Dict[str, Any] = {"source": frame.source, "width": width, "height": height}
+    line: dict[str, Any] = {"source": frame.source, "width": width, "height": height}
     if frame.index is not None:
         line["frame"] = frame.index
     line["ms"] = {name: round(1e3 * (after - before), 2) for name, before, after in marks}
@@ -83,7 +83,7 @@ def _look(bundle: Bundle, session: Session, frame: Frame, options: DetectOptions
     return line, found
 
 
-def _shown(frame: Frame, found: List[Finding], options: DetectOptions) -> bool:
+def _shown(frame: Frame, found: list[Finding], options: DetectOptions) -> bool:
     """Save and show an image as far as asked for; return whether to go on."""
     if not (options.save or options.show):
         return True

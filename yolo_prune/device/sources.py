@@ -6,7 +6,7 @@ import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, List, Optional  # Python 3.8 cannot subscript those of collections.abc
+from typing import Any, Iterator
 
 import cv2
 import numpy as np
@@ -31,7 +31,7 @@ class Frame:
     """
 
     source: str
-    index: Optional[int]
+    index: int | None
     image: NDArray[np.uint8]
 
     def file_name(self) -> str:
@@ -109,7 +109,7 @@ def _frame(path: Path) -> Frame:
 
 def _folder(folder: Path) -> Iterator[Frame]:
     """Yield every readable image of a folder."""
-    files: List[Path] = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGES)
+    files: list[Path] = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGES)
     readable = 0
     for file in files:
         try:
@@ -170,7 +170,7 @@ class _Capture:
         except cv2.error:  # some builds raise where others only fail to open
             self._capture = None
 
-    def read(self) -> Optional[NDArray[np.uint8]]:
+    def read(self) -> NDArray[np.uint8] | None:
         """Return the next frame, or None at the end."""
         if self._capture is None or not self._capture.isOpened():
             return None

@@ -109,7 +109,7 @@ def bundle(config: BundleConfig) -> BundleResult:
             artefacts=tuple(_artefact(folder, path, report) for path, report in parity.items()),
             engine=_engine_precision(config),
             calibration=_write_images(calibration, folder, "calibration"),
-            tolerances=dict(TOLERANCES),
+            tolerances={str(precision): tolerance for precision, tolerance in TOLERANCES.items()},
             reference=_reference(config, network, images, folder),
             provenance=_provenance(source, config),
             files={},
@@ -236,7 +236,8 @@ def _reference(config: BundleConfig, network: Network, images: Sequence[Image], 
         detections.append([item.to_json() for item in found])
     names = _write_images(images, folder, "reference")
     file = "reference/outputs.npz"
-    np.savez_compressed(folder / file, **{f"output{index}": output for index, output in enumerate(outputs)})
+    arrays: dict[str, Any] = {f"output{index}": output for index, output in enumerate(outputs)}
+    np.savez_compressed(folder / file, **arrays)
     return Reference(images=names, outputs=file, confidence=_CONFIDENCE, iou=_IOU, detections=tuple(detections))
 
 
