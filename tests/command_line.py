@@ -73,6 +73,7 @@ def words_of(verb: str, model: Path, data: Path, desk: Path) -> list[str]:
         "finetune": [f"data={data}", "epochs=1"],
         "evaluate": [f"data={data}"],
         "export": ["out=artefacts"],
+        "bundle": ["target=cpu", "out=bundle"],
     }
     if verb == "benchmark":
         return [verb, f"models=[{model}]", "imgsz=64"]

@@ -115,6 +115,12 @@ def _export() -> tuple[Any, Callable[..., Result]]:
     return ExportConfig, export
 
 
+def _bundle() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.bundle import BundleConfig, bundle
+
+    return BundleConfig, bundle
+
+
 def _benchmark() -> tuple[Any, Callable[..., Result]]:
     from yolo_prune.pipeline.deploy import BenchmarkConfig, benchmark_artefacts
 
@@ -146,6 +152,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(summary="measure mAP of a checkpoint", load=_evaluate),
     "export": Verb(summary="export to ONNX, NCNN or OpenVINO and prove that the artefact agrees", load=_export),
     "benchmark": Verb(summary="time artefacts beside each other", load=_benchmark),
+    "bundle": Verb(summary="a folder for a Jetson, a Raspberry Pi or a CPU: artefacts, proof, runner", load=_bundle),
     "run": Verb(summary="all of it from one YAML file, resumable: run CONFIG.yaml", load=_run, file_first=True),
     "yolov5": Verb(
         summary="classic YOLOv5: train, prune, val, detect, export with --flag value", load=_yolov5, flags=True

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -100,6 +101,31 @@ def new_file(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 temporary.replace(path)
             else:
                 _claim(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it becomes `path`, on failure it vanishes.
+
+    Args:
+        path: Where the finished folder shall stand. Missing parent folders are made.
+
+    Raises:
+        OutputError: `path` exists, or it cannot be written.
+    """
+    refuse_existing(path)
+    try:
+        with parent_folders(path):
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
+            try:
+                yield temporary
+                temporary.chmod(0o755)  # mkdtemp makes private folders; a result is an ordinary one
+                refuse_existing(path)
+                temporary.replace(path)  # of what came up meanwhile, an empty folder at most is replaced
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise cannot_write(path, error) from error
 

@@ -1,0 +1,208 @@
+"""Does an artefact say on this device what PyTorch said where the bundle was made?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolo_prune.device.agreement import Agreement, compare_anchors, compare_detections, compare_entries
+from yolo_prune.device.bundle import Bundle, Network
+from yolo_prune.device.detections import letterbox
+from yolo_prune.device.findings import Finding, find
+from yolo_prune.device.runtimes import Array, Runtime, runtime_for
+from yolo_prune.device.runtimes.base import Session
+from yolo_prune.device.sources import read_image
+from yolo_prune.errors import ConfigError, ParityError
+
+# A reference detection counts if it scores that much above the threshold: whether one at the threshold is found is a
+# matter of rounding. Half precision moves scores of a trained yolov8n by 2e-2 (see TOLERANCES of export/parity.py).
+_MARGIN = 0.1
+_SAME_OBJECT = 0.5  # overlap of boxes, as COCO counts
+_FOUND_AGAIN = 0.9  # share of the detections that count: 8-bit weights lose a few, a broken artefact nearly all
+_MAX_EXCUSED = 0.5  # share of end-to-end rows at the edge of the top-k; see `compare_detections`
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the comparison of one artefact found.
+
+    Attributes:
+        artefact: Its name.
+        backend: The runtime that ran it.
+        version: The runtime's version.
+        precision: How the artefact stores its weights.
+        tolerance: Largest difference of raw outputs that is allowed, as a fraction of their scale; None where the
+            precision has none, and the detections alone decide.
+        agreement: Raw outputs compared, the runtime computing in full precision where it can.
+        expected: Detections of the reference that count.
+        found_again: How many of them were found as the artefact is deployed, with the runtime's default precision.
+    """
+
+    artefact: str
+    backend: str
+    version: str
+    precision: str
+    tolerance: float | None
+    agreement: Agreement
+    expected: int
+    found_again: int
+
+    @property
+    def max_rel(self) -> float:
+        """Largest difference relative to the scale of its kind of row."""
+        return max(part.max_rel for part in self.agreement.parts.values())
+
+    @property
+    def passed(self) -> bool:
+        """Whether raw outputs and detections both agree."""
+        raw = self.tolerance is None or (
+            self.max_rel <= self.tolerance and self.agreement.excused <= _MAX_EXCUSED * self.agreement.rows
+        )
+        return raw and self.found_again >= _FOUND_AGAIN * self.expected
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        parts = {name: part.max_rel for name, part in self.agreement.parts.items()}
+        own = {name: value for name, value in vars(self).items() if name != "agreement"}
+        return {**own, "max_rel": self.max_rel, "parts": parts, "passed": self.passed}
+
+
+def compare_with_reference(bundle: Bundle, artefact: Path, *, threads: int) -> Verdict:
+    """Run an artefact on the reference images.
+
+    Args:
+        bundle: Holds the reference.
+        artefact: What `runtime_for` accepts: the bundle's own, or an engine that was built from it.
+        threads: CPU threads of the runtime.
+
+    Raises:
+        ConfigError: The artefact or the reference is damaged.
+        MissingDependencyError: The artefact's runtime is not installed.
+        ParityError: The outputs cannot be compared: shapes differ, or values are not finite.
+    """
+    proving, deployed = runtime_for(artefact, full_precision=True), runtime_for(artefact)
+    images = [read_image(bundle.folder / name) for name in bundle.reference.images]
+    inputs = [letterbox(image, bundle.network.imgsz_px) for image in images]
+    tensors = [tensor for tensor, _ in inputs]
+    found, precision = _run(proving, artefact, bundle, tensors, threads)
+    expected = read_outputs(bundle.folder / bundle.reference.outputs)
+    _require_comparable(expected, found, artefact.name)
+    tolerance = bundle.tolerances.get(precision)
+    agreement = compare_outputs(expected, found, bundle.network, tolerance=tolerance or 1.0)
+    as_deployed = found if deployed == proving else _run(deployed, artefact, bundle, tensors, threads)[0]
+    counts = [
+        count_found_again(reference, _findings(as_deployed, index, bundle, placement), bundle.reference.confidence)
+        for index, (reference, (_, placement)) in enumerate(zip(bundle.reference.detections, inputs))
+    ]
+    return Verdict(
+        artefact=artefact.name,
+        backend=proving.name,
+        version=proving.version(),
+        precision=precision,
+        tolerance=tolerance,
+        agreement=agreement,
+        expected=sum(count for count, _ in counts),
+        found_again=sum(again for _, again in counts),
+    )
+
+
+def compare_outputs(
+    expected: Sequence[Array], found: Sequence[Array], network: Network, *, tolerance: float
+) -> Agreement:
+    """Compare raw outputs, stacked over images: boxes, scores and what else the task predicts."""
+    agreement = (
+        compare_detections(expected[0], found[0], network.extras, tolerance=tolerance)
+        if network.end_to_end
+        else compare_anchors(expected[0], found[0], network.extras)
+    )
+    if len(expected) == 1:
+        return agreement
+    return replace(agreement, extras={**agreement.extras, "prototypes": compare_entries(expected[1], found[1])})
+
+
+def count_found_again(
+    reference: Sequence[Mapping[str, Any]], found: Sequence[Finding], confidence: float
+) -> tuple[int, int]:
+    """Count the detections of the reference that have to be found, and those that are: same class, IoU of 0.5 or more.
+
+    Args:
+        reference: As `Finding.to_json` gives them.
+        found: What the artefact finds at the same threshold.
+        confidence: That threshold.
+    """
+    due = [one for one in reference if one["score"] >= confidence + _MARGIN]
+    left = list(found)
+    again = 0
+    for one in due:
+        same = [other for other in left if other.class_id == one["class"]]
+        best = max(same, key=lambda other: overlap(one["box"], other.box), default=None)
+        if best is not None and overlap(one["box"], best.box) >= _SAME_OBJECT:
+            left.remove(best)
+            again += 1
+    return len(due), again
+
+
+def overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the intersection over union of two upright boxes x1, y1, x2, y2."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    common = max(width, 0.0) * max(height, 0.0)
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)) - common
+    return common / union if union > 0 else 0.0
+
+
+def read_outputs(file: Path) -> list[Array]:
+    """Read the reference outputs.
+
+    Raises:
+        ConfigError: They cannot be read.
+    """
+    try:
+        with np.load(str(file)) as stored:
+            return [stored[name] for name in sorted(stored.files)]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"cannot read '{file}': {error}", expected="the reference outputs of the bundle", remedy="copy it again"
+        ) from error
+
+
+def _run(
+    runtime: Runtime, artefact: Path, bundle: Bundle, inputs: Sequence[Array], threads: int
+) -> tuple[list[Array], str]:
+    """Return every output, stacked over the images, and the artefact's precision."""
+    with runtime.load(artefact, imgsz_px=bundle.network.imgsz_px, threads=threads) as session:
+        return stacked(session, inputs), session.precision
+
+
+def stacked(session: Session, inputs: Sequence[Array]) -> list[Array]:
+    """Return every output of a session for all inputs, stacked."""
+    return [np.concatenate(parts) for parts in zip(*(session(tensor) for tensor in inputs))]
+
+
+def _findings(outputs: Sequence[Array], index: int, bundle: Bundle, placement: Any) -> list[Finding]:
+    """Return what the outputs find in one of the images."""
+    one: list[NDArray[np.float32]] = [output[index : index + 1] for output in outputs]
+    reference = bundle.reference
+    return find(one, placement, bundle.network, confidence=reference.confidence, iou=reference.iou)
+
+
+def _require_comparable(expected: Sequence[Array], found: Sequence[Array], name: str) -> None:
+    """Refuse outputs whose difference cannot be computed."""
+    wanted, shapes = ([output.shape for output in outputs] for outputs in (expected, found))
+    if wanted != shapes:
+        raise ParityError(
+            f"artefact '{name}' answers with shape {', '.join(map(str, shapes))}",
+            expected=f"{', '.join(map(str, wanted))}, as the reference",
+            remedy="build or copy it again",
+        )
+    wrong = sum(int((~np.isfinite(output)).sum()) for output in found)
+    if wrong:
+        raise ParityError(
+            f"{wrong} outputs of artefact '{name}' are not finite",
+            expected="finite boxes and scores",
+            remedy="build the engine in fp32, or make the bundle without half",
+        )

@@ -1,0 +1,121 @@
+"""Which artefacts a bundle has on this device, its engines among them, and which of them can run here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Sequence
+
+from yolo_prune.device.bundle import Bundle
+from yolo_prune.device.runtimes import runtime_for
+from yolo_prune.errors import ConfigError, MissingDependencyError, YoloPruneError
+
+ENGINES = "*.engine"
+"""What `build` leaves in `out=`."""
+
+BUILT = "built"
+"""Where `build` writes unless it is told otherwise: a folder inside the bundle."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """An artefact on this device.
+
+    Attributes:
+        path: Where it is.
+        name: How reports call it.
+        backend: Name of its runtime.
+    """
+
+    path: Path
+    name: str
+    backend: str
+
+
+def artefacts_here(bundle: Bundle, out: str) -> list[Here]:
+    """Return the engines that were built here, then what the bundle brought, intact.
+
+    Args:
+        bundle: The bundle.
+        out: The user's `out=`; empty for the default.
+
+    Raises:
+        ConfigError: An artefact of the bundle is missing or damaged.
+    """
+    bundle.require_intact(*(artefact.path for artefact in bundle.artefacts))
+    engines = sorted(built_folder(bundle, out).glob(ENGINES))
+    return [
+        *(Here(path=engine, name=engine.name, backend="tensorrt") for engine in engines),
+        *(
+            Here(path=bundle.path(artefact), name=Path(artefact.path).name, backend=artefact.backend)
+            for artefact in bundle.artefacts
+        ),
+    ]
+
+
+def built_folder(bundle: Bundle, out: str) -> Path:
+    """Return where engines are."""
+    return Path(out) if out else bundle.folder / BUILT
+
+
+def split_by_runtime(artefacts: Sequence[Here]) -> tuple[list[Here], list[tuple[Here, str]]]:
+    """Return the artefacts whose runtime is installed, and the others with what is wrong.
+
+    A runtime that is installed may still fail to start: libraries that it links may be missing.
+    """
+    able: list[Here] = []
+    unable: list[tuple[Here, str]] = []
+    for here in artefacts:
+        try:
+            runtime_for(here.path).version()
+        except YoloPruneError as error:
+            unable.append((here, error.found))
+        except (ImportError, OSError) as error:
+            unable.append((here, f"{here.backend} does not start: {error}"))
+        else:
+            able.append(here)
+    return able, unable
+
+
+def install_line(bundle: Bundle) -> str:
+    """Return the command that installs what the target needs."""
+    return f"python3 -m pip install -r '{bundle.folder / requirements_file(bundle.target)}'"
+
+
+def requirements_file(target: str) -> str:
+    """Return the name of the list of packages for a target."""
+    return f"requirements-{target}.txt"
+
+
+def choose(bundle: Bundle, backend: str, out: str) -> Here:
+    """Return the first artefact that can run, or the one of a backend.
+
+    Raises:
+        ConfigError: No artefact for that backend.
+        MissingDependencyError: No runtime for any of them.
+    """
+    artefacts = artefacts_here(bundle, out)
+    backends = list(dict.fromkeys(here.backend for here in artefacts))
+    wanted = [here for here in artefacts if backend in ("auto", here.backend)]
+    if not wanted:
+        raise ConfigError(
+            f"backend={backend}",
+            expected=f"one of: auto, {', '.join(backends)}",
+            remedy="an engine for TensorRT is built by: python3 run.py build" if backend == "tensorrt" else "",
+        )
+    able, unable = split_by_runtime(wanted)
+    if able:
+        return able[0]
+    raise NoRuntimeError([problem for _, problem in unable], bundle)
+
+
+class NoRuntimeError(MissingDependencyError):
+    """Nothing that could run the artefacts is installed; says what to install on the device."""
+
+    def __init__(self, problems: Sequence[str], bundle: Bundle) -> None:
+        YoloPruneError.__init__(
+            self,
+            "; ".join(problems),
+            expected="a runtime for one of the bundle's artefacts",
+            remedy=install_line(bundle),
+        )

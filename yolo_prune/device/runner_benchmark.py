@@ -1,0 +1,66 @@
+"""`run.py benchmark`: how long the artefacts take on this device, timed in turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from yolo_prune.device.benchmark import BenchmarkReport, benchmark
+from yolo_prune.device.bundle import Bundle
+from yolo_prune.device.columns import columns
+from yolo_prune.device.options import option
+from yolo_prune.device.runner_artefacts import NoRuntimeError, artefacts_here, split_by_runtime
+from yolo_prune.files import refuse_existing, write_json
+
+
+@dataclass
+class BenchmarkOptions:
+    """Settings of `benchmark`."""
+
+    threads: int = option(2, help="CPU threads of each runtime")
+    runs: int = option(100, help="timed runs of each artefact, interleaved")
+    warmup: int = option(10, help="untimed runs of each artefact before")
+    out: str = option("", help="folder with engines that `build` made; default: 'built' in the bundle")
+    json: str = option("", help="also write every timing to this JSON file; must not exist")
+
+
+def benchmark_here(bundle: Bundle, options: BenchmarkOptions) -> None:
+    """Time every artefact whose runtime is installed, and print a table.
+
+    Raises:
+        ConfigError: A file is damaged, or a number out of range.
+        MissingDependencyError: No runtime is installed.
+        OutputError: The JSON file exists or cannot be written.
+    """
+    if options.json:
+        refuse_existing(Path(options.json))
+    able, unable = split_by_runtime(artefacts_here(bundle, options.out))
+    if not able:
+        raise NoRuntimeError([problem for _, problem in unable], bundle)
+    report = benchmark(
+        {here.name: here.path for here in able},
+        imgsz_px=bundle.network.imgsz_px,
+        threads=options.threads,
+        runs=options.runs,
+        warmup=options.warmup,
+    )
+    if options.json:
+        write_json(Path(options.json), report.to_json())
+    print(_table(report), end="")
+    for here, problem in unable:
+        print(f"not timed: {here.name}: {problem}")
+
+
+def _table(report: BenchmarkReport) -> str:
+    """Return one row per artefact."""
+    summaries = [(entry, entry.summary) for entry in report.entries]
+    rows = [
+        [entry.name, entry.backend, f"{one.median_ms:.2f}", f"{one.p5_ms:.2f}..{one.p95_ms:.2f}"]
+        for entry, one in summaries
+    ]
+    machine = report.machine
+    heading = (
+        f"{machine.cpu}, {machine.system}, Python {machine.python}\n"
+        f"{report.imgsz_px} px, {report.threads} threads, {report.runs} interleaved runs\n"
+    )
+    return heading + columns(["artefact", "runtime", "median ms", "p5..p95 ms"], rows)

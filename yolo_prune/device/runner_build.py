@@ -1,0 +1,97 @@
+"""`run.py build`: the engine of a Jetson, made on the Jetson: it runs on the kind of GPU that it was built with."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yolo_prune.device.bundle import Bundle
+from yolo_prune.device.detections import letterbox
+from yolo_prune.device.options import option
+from yolo_prune.device.runner_artefacts import built_folder
+from yolo_prune.device.sources import read_image
+from yolo_prune.errors import ConfigError
+from yolo_prune.files import refuse_existing
+
+_TRTEXEC = ("trtexec", "/usr/src/tensorrt/bin/trtexec")  # JetPack installs it beside its samples, not on PATH
+_PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@dataclass
+class BuildOptions:
+    """Settings of `build`."""
+
+    precision: str = option("", help="fp32, fp16 or int8; default: what the bundle was made for")
+    out: str = option("", help="folder for engine and timing cache; default: 'built' in the bundle")
+    dla: int = option(-1, help="core of the deep-learning accelerator; -1: the GPU")
+
+
+def build(bundle: Bundle, options: BuildOptions) -> None:
+    """Build an engine from the bundle's ONNX file, with TensorRT's Python package or else with `trtexec`.
+
+    Raises:
+        ConfigError: The bundle is for another target, an option makes no sense, or there is no TensorRT here.
+        ExportError: TensorRT could not build it.
+        OutputError: The engine exists already, or cannot be written.
+    """
+    precision = _require_buildable(bundle, options)
+    onnx = next(artefact for artefact in bundle.artefacts if artefact.path.endswith(".onnx"))
+    bundle.require_intact(onnx.path, *bundle.calibration)
+    out = built_folder(bundle, options.out)
+    engine = out / f"{Path(onnx.path).stem}_{precision}.engine"
+    refuse_existing(engine)
+    _require_tensorrt()
+    tensorrt: Any = importlib.import_module("yolo_prune.device.tensorrt_build")
+    tensorrt.build_engine(
+        bundle.path(onnx),
+        engine,
+        tensorrt.BuildOptions(precision=precision, dla_core=None if options.dla < 0 else options.dla),
+        _calibration(tensorrt, bundle, out) if precision == "int8" else None,
+        timing_cache=out / "timing.cache",
+    )
+    print(f"{engine}\nnow: python3 run.py check" + (f" out='{options.out}'" if options.out else ""))
+
+
+def _require_buildable(bundle: Bundle, options: BuildOptions) -> str:
+    """Refuse what TensorRT need not be asked for; return the precision."""
+    if bundle.engine is None:
+        raise ConfigError(
+            f"this bundle is for target '{bundle.target}', whose artefacts need no building",
+            expected="a bundle for a Jetson",
+            remedy="yolo-prune bundle target=jetson ... makes one; here: python3 run.py detect source=...",
+        )
+    precision = options.precision or bundle.engine
+    if precision not in _PRECISIONS:
+        raise ConfigError(f"precision={precision}", expected=f"one of: {', '.join(_PRECISIONS)}")
+    if precision == "int8" and not bundle.calibration:
+        raise ConfigError(
+            "precision=int8, and the bundle has no images to calibrate it on",
+            expected="a bundle made with int8=true data=...",
+            remedy="build with precision=fp16, or make the bundle anew",
+        )
+    return precision
+
+
+def _require_tensorrt() -> None:
+    """Refuse a machine without TensorRT; a folder of type stubs is none."""
+    try:
+        there = hasattr(importlib.import_module("tensorrt"), "Builder")
+    except ImportError:
+        there = False
+    if not there and not any(map(shutil.which, _TRTEXEC)):
+        raise ConfigError(
+            "there is neither the Python package 'tensorrt' nor 'trtexec' on this machine",
+            expected="a Jetson with JetPack, or a machine with TensorRT and an NVIDIA GPU",
+            remedy="run this on the Jetson itself, after `sudo apt install nvidia-jetpack`; elsewhere the ONNX file "
+            "runs with: python3 -m pip install onnxruntime",
+        )
+
+
+def _calibration(tensorrt: Any, bundle: Bundle, out: Path) -> Any:
+    """Return the network inputs that 8-bit ranges are measured on, and where the ranges are kept."""
+    images = (read_image(bundle.folder / name) for name in bundle.calibration)
+    inputs = [letterbox(image, bundle.network.imgsz_px)[0] for image in images]
+    return tensorrt.Calibration(images=inputs, cache=out / "calibration.cache")
