@@ -48,6 +48,7 @@ class Plot:
         title: What it shows, for those who do not see it.
         description: What is to be read from it.
         wide: It needs the whole width of a page, and is scrolled where there is less.
+        width_px: Its natural width.
         svg: The finished drawing.
     """
 
@@ -55,6 +56,7 @@ class Plot:
     title: str
     description: str
     wide: bool = False
+    width_px: int = field(default=0, init=False)
     svg: Markup = field(default=Markup(), init=False)
 
 
@@ -75,6 +77,7 @@ def drawing(plot: Plot, *, rows: int = 1, columns: int = 1, size: tuple[float, f
         stream = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(stream, format="svg", metadata=nothing)
+    plot.width_px = round(96 * size[0])
     plot.svg = inlined(stream.getvalue(), plot)
 
 
@@ -93,18 +96,16 @@ def inlined(document: str, plot: Plot) -> Markup:
             element.set("href", f"#{plot.name}-{reference.removeprefix('#')}")
         if "id" in element.attrib:
             element.set("id", f"{plot.name}-{element.get('id')}")
-        for key in ("clip-path",):
-            if key in element.attrib:
-                element.set(key, element.attrib[key].replace("url(#", f"url(#{plot.name}-"))
+        if "clip-path" in element.attrib:
+            element.set("clip-path", element.attrib["clip-path"].replace("url(#", f"url(#{plot.name}-"))
     for place, (tag, text) in enumerate((("title", plot.title), ("desc", plot.description))):
         named = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{plot.name}-{tag}"})
         named.text = text
         root.insert(place, named)
     root.set("role", "img")
     root.set("aria-labelledby", f"{plot.name}-title {plot.name}-desc")
-    width = float(root.attrib.pop("width").removesuffix("pt"))
-    root.attrib.pop("height")
-    root.set("style", f"--natural: {width * 4 / 3:.0f}px")
+    for size in ("width", "height"):
+        root.attrib.pop(size)
     text = ElementTree.tostring(root, encoding="unicode")
     return Markup(_coloured(text))  # ElementTree escaped every name in it
 
