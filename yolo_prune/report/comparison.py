@@ -14,9 +14,9 @@ from yolo_prune.report.summary import in_words
 from yolo_prune.report.table import quantity, render
 
 CONTROLS = {
-    "control": "`control: true` trains the slim shapes from random weights",
-    "direct": "`direct: {}` prunes the dense model once, without the method",
-    "smaller": "`smaller:` trains the next smaller scale as long",
+    "control": ("control: true", "the slim shapes, trained from random weights"),
+    "direct": ("direct: {}", "the dense model, pruned once without the method"),
+    "smaller": ("smaller: MODEL", "the next smaller scale, trained as long"),
 }
 """How a run is asked for what honesty compares it with."""
 
@@ -78,8 +78,8 @@ class Comparison:
                 kept = model.macs / whole if model.macs is not None and whole else None
                 yield Row(run=name, model=model, kept=kept)
 
-    def lacking(self) -> dict[str, list[str]]:
-        """Return, by run, how to ask for each control that it lacks."""
+    def lacking(self) -> dict[str, list[tuple[str, str]]]:
+        """Return, by run, the setting that asks for each control that it lacks, and what that is."""
         found = {
             name: [how for control, how in CONTROLS.items() if run.model(control) is None]
             for name, run in self.runs.items()
@@ -109,7 +109,9 @@ class Comparison:
         text += f"{TIMED}\n" if self.backends else ""
         text += "".join(f"{difference}\n" for difference in self.differences())
         return text + "".join(
-            f"{run} has no control of a kind: {how}\n" for run, lacks in self.lacking().items() for how in lacks
+            f"{run} lacks a control, `{setting}`: {what}\n"
+            for run, lacks in self.lacking().items()
+            for setting, what in lacks
         )
 
     def _cells(self, row: Row) -> list[str]:
@@ -150,15 +152,13 @@ def called(folders: Sequence[Run]) -> dict[str, Run]:
 def render_comparison(comparison: Comparison) -> str:
     """Return the page of a comparison."""
     rows = comparison.rows()
-    precise = [(row.run, row.model) for row in rows if row.model.macs is not None]
-    drawn = [compared(precise, split) for split in comparison.splits if precise]
     return page(
         "compare.html",
         title=" and ".join(comparison.runs) if len(comparison.runs) < 4 else f"{len(comparison.runs)} runs",
         comparison=comparison,
         rows=rows,
         names=MODELS,
-        plots=drawn,
+        plots=[compared([row.model for row in rows], split) for split in comparison.splits],
         precision=PRECISION,
         speed=speed,
         timed=TIMED,

@@ -218,24 +218,28 @@ def correlation(tuned: Sequence[Tuned]) -> Plot:
     return plot
 
 
-def compared(models: Sequence[tuple[str, Model]], split: str) -> Plot:
-    """Draw mAP against MACs of models of several runs, given with the names of their runs."""
+def compared(models: Sequence[Model], split: str) -> Plot:
+    """Draw mAP against MACs of models of several runs, each with its place in the list, from 1."""
     plot = Plot(
         name=f"compared-{split}",
         title=f"{PRECISION} on {split} against MACs, all runs",
-        description="Up and to the left is better; a line joins the models that no other one beats in both.",
+        description="Numbers are those of the table. Up and to the left is better; a line joins the models that no "
+        "other one beats in both.",
     )
-    with drawing(plot, size=(6.4, 4.2)) as (axes,):
-        points = [(name, model, _precision(model, split)) for name, model in models]
-        placed = [(name, model, float(model.macs), value) for name, model, value in points if model.macs and value]
-        front = pareto([(macs, value) for _, _, macs, value in placed])
+    places: dict[tuple[str, int, float], list[int]] = {}
+    for number, model in enumerate(models, start=1):
+        value = _precision(model, split)
+        if model.macs is not None and value is not None:
+            places.setdefault((model.name, model.macs, value), []).append(number)
+    with drawing(plot, size=HALF) as (axes,):
+        front = pareto([(macs, value) for _, macs, value in places])
         axes.plot([macs for macs, _ in front], [value for _, value in front], color=COLOURS["line"], linewidth=1.5)
-        for name, model, macs, value in placed:
-            axes.plot(macs, value, MARKERS.get(model.name, "o"), color=colour(model.name), markersize=8)
-            label = f"{name}, {model.name}"
-            axes.annotate(label, (macs, value), (0, -13), textcoords="offset points", fontsize=8, ha="center")
+        for (name, macs, value), numbers in places.items():
+            axes.plot(macs, value, MARKERS.get(name, "o"), color=colour(name), markersize=8)
+            text = ", ".join(map(str, numbers))
+            axes.annotate(text, (macs, value), (0, -13), textcoords="offset points", fontsize=9, ha="center")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value)))
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set(xlabel="MACs", ylabel=f"{PRECISION} {split}", xlim=(0.0, None))
         axes.margins(x=0.15, y=0.15)
+        axes.set(xlabel="MACs", ylabel=f"{PRECISION} {split}", xlim=(0.0, None))
     return plot
