@@ -133,6 +133,18 @@ def _run() -> tuple[Any, Callable[..., Result]]:
     return RunConfig, run
 
 
+def _report() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.report import ReportConfig, report
+
+    return ReportConfig, report
+
+
+def _compare() -> tuple[Any, Callable[..., Result]]:
+    from yolo_prune.pipeline.report import CompareConfig, compare
+
+    return CompareConfig, compare
+
+
 def _yolov5() -> tuple[Any, Callable[..., Any]]:
     from yolo_prune.pipeline.yolov5 import help_text, read_words
 
@@ -154,6 +166,8 @@ VERBS: dict[str, Verb] = {
     "benchmark": Verb(summary="time artefacts beside each other", load=_benchmark),
     "bundle": Verb(summary="a folder for a Jetson, a Raspberry Pi or a CPU: artefacts, proof, runner", load=_bundle),
     "run": Verb(summary="all of it from one YAML file, resumable: run CONFIG.yaml", load=_run, file_first=True),
+    "report": Verb(summary="one HTML page of a run: figures, plots, detections, provenance", load=_report),
+    "compare": Verb(summary="one table and page of several runs and their controls", load=_compare),
     "yolov5": Verb(
         summary="classic YOLOv5: train, prune, val, detect, export with --flag value", load=_yolov5, flags=True
     ),

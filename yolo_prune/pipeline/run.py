@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
+from yolo_prune import __version__
 from yolo_prune.configuration import json_setting, require_choice, require_known, setting, structured
 from yolo_prune.device.benchmark import BenchmarkReport, benchmark, require_measurable
 from yolo_prune.errors import ConfigError
@@ -16,17 +17,20 @@ from yolo_prune.export.profile import RESULT as PROFILE
 from yolo_prune.export.runtimes import runtime_for
 from yolo_prune.files import new_file, sha256, write_json
 from yolo_prune.hosts.refusals import require_imgsz
-from yolo_prune.hosts.slim import MARKER, PROOF, ZEROS, write_checkpoint
+from yolo_prune.hosts.slim import MARKER, PROOF
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, require_deployable
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, read_data, require_kpt_shape, require_split
 from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
 from yolo_prune.hosts.ultralytics.surgery import trace_model
-from yolo_prune.hosts.ultralytics.trainer import require_stock_values, reset_weights, stock_keys
+from yolo_prune.hosts.ultralytics.trainer import require_stock_values, stock_keys
 from yolo_prune.importance import CRITERIA
+from yolo_prune.pipeline.controls import Controls, direct_settings, names_of, stages_of, timed_of
 from yolo_prune.pipeline.deploy import RUNS, SUFFIXES, THREADS, export_one, sample_images
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig, choices, require_settings
+from yolo_prune.pipeline.report import ReportConfig, report
 from yolo_prune.pipeline.rewrite import SHORTCUTS, RewriteConfig, rewrite
+from yolo_prune.pipeline.shown import layer_widths, side_by_side
 from yolo_prune.pipeline.stages import Stages
 from yolo_prune.pipeline.train import split_settings, train_in
 from yolo_prune.pipeline.train_config import TrainConfig
@@ -54,6 +58,12 @@ class RunConfig:
     prune: dict[str, Any] = setting({}, help="settings of `prune`; none where the fine-tune itself prunes")
     finetune: dict[str, Any] = setting({}, help="as `train:`, for the slim model; distill: dense takes this run's")
     control: bool = setting(False, help="also train the slim shapes from random weights, as the fine-tune")
+    direct: dict[str, Any] | None = setting(
+        None, help="also prune the dense model once by these settings of `prune`, to the slim one's MACs, as a control"
+    )
+    smaller: str | None = setting(
+        None, help="also train this next smaller scale, as long as dense and slim together, as a control"
+    )
     splits: list[str] = setting(["val"], help="splits on which mAP is measured")
     formats: list[str] = setting(["onnx", "ncnn"], help=f"artefacts: {', '.join(SUFFIXES)}")
     runs: int = setting(**RUNS)
@@ -74,7 +84,7 @@ class RunResult:
 
     def table(self) -> str:
         """Return the one table."""
-        return f"{summarize(self.summary)}written to {self.folder / 'summary.md'} and summary.json\n"
+        return f"{summarize(self.summary)}written to {self.folder / 'summary.md'}, summary.json and report.html\n"
 
 
 def run(config: RunConfig) -> RunResult:
@@ -104,6 +114,7 @@ def _check(config: RunConfig) -> None:
         _check_pruning(config)
     elif config.prune:
         raise ConfigError("both `prune:` and `finetune:` prune", expected="one of them", remedy="leave `prune:` out")
+    _check_controls(config)
     if config.finetune.get("distill", "dense") != "dense":
         read_checkpoint(Path(config.finetune["distill"]))
     for name in config.formats:
@@ -112,11 +123,25 @@ def _check(config: RunConfig) -> None:
     require_measurable(threads=config.threads, runs=config.runs)
     if not config.model.endswith(".pt") and not config.train.get("epochs"):
         raise ConfigError("train.epochs is 0 and model is no checkpoint", expected="a trained .pt, or epochs to train")
-    model: Any = load_model(config.model)
-    require_deployable(model, config.model)
+    model = _network(config.model, config)
     if not config.train.get("epochs"):  # the host's training of the dense model takes the data's own key points
         require_kpt_shape(model, read_data(Path(config.data)), config.data)
+
+
+def _network(name: str, config: RunConfig) -> Any:
+    """Read a network that is trained; refuse one that cannot be deployed, or images that it would change."""
+    model: Any = load_model(name)
+    require_deployable(model, name)
     require_imgsz(config.imgsz, stride=int(model.stride.max()))
+    return model
+
+
+def _check_controls(config: RunConfig) -> None:
+    """Refuse controls that could not be trained."""
+    if config.direct is not None:
+        _check_pruning(direct_settings(config, 0.5))
+    if config.smaller is not None:
+        _network(config.smaller, config)
 
 
 def _check_pruning(config: RunConfig) -> None:
@@ -171,18 +196,20 @@ class _Run:
         self.config = config
         self.folder = Path(config.out)
         self.data = Path(config.data)
-        self.names = ["dense", "slim", *(["control"] if config.control else [])]
-        exports = len(self.names[:2]) * len(config.formats)
+        self.names = ["dense", "slim", *names_of(config)]
+        self.timed = ["dense", "slim", *timed_of(config)]
+        exports = len(self.timed) * len(config.formats)
         self.prunes_in_training = prunes_in_training(config)
-        more = (2 if config.control else 0) + (1 if config.rewrite else 0)
-        self.stages = Stages(self.folder, 3 + more + len(self.names) + exports + 1)
+        more = stages_of(config) + (1 if config.rewrite else 0)
+        self.stages = Stages(self.folder, 3 + more + len(self.names) + 2 + exports + 1)
         self.checkpoints: dict[str, Path] = {}
+        self.controls = Controls(config, self.stages, train=self._train, pruning=prune_settings, fresh=self._fresh)
 
     def all(self) -> RunResult:
         """Go through the stages in order."""
         settings = {key: value for key, value in asdict(self.config).items() if key not in ("out", "json")}
         choices = [self.config.prune.get(key) for key in ("plan", "ratios", "sensitivity", "profile")]
-        named = [Path(name) for name in (self.config.model, self.config.data, *choices) if name]
+        named = [Path(name) for name in (self.config.model, self.config.data, self.config.smaller, *choices) if name]
         named = [path / PROFILE if (path / PROFILE).is_file() else path for path in named]
         self.stages.open({**settings, "files_sha256": {str(path): sha256(path) for path in named if path.is_file()}})
         self.checkpoints["dense"] = Path(self.stages.run("dense", self.dense)["best"])
@@ -195,17 +222,21 @@ class _Run:
             if self.config.rewrite:  # what was pruned cost more than the dense model
                 pruned["plan"]["before"] = rewritten["before"]
             self.checkpoints["slim"] = Path(self.stages.run("finetune", self.finetune)["best"])
-        if self.config.control:
-            self.stages.run("control_weights", self.control_weights)
-            self.checkpoints["control"] = Path(self.stages.run("control", self.control)["best"])
+        shapes = self.checkpoints["slim"] if self.prunes_in_training else self.folder / "pruned.pt"
+        self.controls.run(self.checkpoints["dense"], shapes, pruned["plan"])
+        self.checkpoints |= self.controls.checkpoints
         evaluations = {name: self.stages.run(f"evaluate_{name}", self.evaluating(name)) for name in self.names}
+        self.stages.run("widths", lambda: layer_widths(self._pair()))
+        self.stages.run("detections", self.detections)
         exports = {
             f"{name}_{format_name}": self.stages.run(f"export_{name}_{format_name}", self.exporting(name, format_name))
-            for name in self.names[:2]
+            for name in self.timed
             for format_name in self.config.formats
         }
         timings = self.stages.run("benchmark", lambda: self.benchmark(exports))
-        return self.sum_up(pruned, evaluations, exports, timings)
+        result = self.sum_up(pruned, evaluations, exports, timings)
+        report(ReportConfig(run=str(self.folder)))
+        return result
 
     def dense(self) -> dict[str, Any]:
         """Train the dense model, or take it as it is."""
@@ -243,21 +274,6 @@ class _Run:
         proof = {key: value for key, value in getattr(models[1], MARKER).items() if key == PROOF}
         return {"plan": {"before": before, "after": after}, "verification": proof}
 
-    def control_weights(self) -> dict[str, Any]:
-        """Write the slim shapes with random weights."""
-        source = read_checkpoint(self.checkpoints["slim"] if self.prunes_in_training else self.folder / "pruned.pt")
-        reset_weights(source.model, seed=self.config.seed)
-        getattr(source.model, MARKER).pop(ZEROS, None)  # the zeros of weights that are gone
-        path = self.folder / "control.pt"
-        content = {"model": source.model, "epoch": -1, "train_args": source.train_args}
-        write_checkpoint(path, content, replace=True)
-        return {"path": str(path)}
-
-    def control(self) -> dict[str, Any]:
-        """Train the slim shapes from random weights with the settings of the fine-tune."""
-        host_keys = split_settings(self.config.finetune)[1]
-        return {"best": str(self._train(str(self.folder / "control.pt"), "control", host_keys))}
-
     def evaluating(self, name: str) -> Callable[[], dict[str, Any]]:
         """Return the stage that measures mAP of a model on every split."""
 
@@ -266,6 +282,16 @@ class _Run:
             return {s: evaluate(model, data=self.data, split=s, imgsz_px=imgsz).to_json() for s in self.config.splits}
 
         return work
+
+    def _pair(self) -> dict[str, Path]:
+        return {name: self.checkpoints[name] for name in ("dense", "slim")}
+
+    def detections(self) -> dict[str, Any]:
+        """Draw what dense and slim find in the same images."""
+        config = self.config
+        return side_by_side(
+            self._pair(), self.folder, data=self.data, split=["val", *config.splits][-1], imgsz_px=config.imgsz
+        )
 
     def exporting(self, name: str, format_name: str) -> Callable[[], dict[str, Any]]:
         """Return the stage that exports a model and proves parity on images of the val split."""
@@ -283,7 +309,7 @@ class _Run:
 
     def benchmark(self, exports: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Time dense and slim beside each other on every runtime."""
-        artefacts = {f"{name}_pytorch": self.checkpoints[name] for name in self.names[:2]}
+        artefacts = {f"{name}_pytorch": self.checkpoints[name] for name in self.timed}
         artefacts |= {name: Path(record["path"]) for name, record in exports.items()}
         config = self.config
         report = benchmark(
@@ -295,7 +321,7 @@ class _Run:
         """Write the summary of all stages."""
         report = BenchmarkReport.from_json(timings)
         plan = pruned["plan"]
-        costs = {name: plan["before" if name == "dense" else "after"] for name in self.names}
+        costs = {"dense": plan["before"], "slim": plan["after"], **self.controls.costs}
         summary = {
             "settings": {key: value for key, value in asdict(self.config).items() if key != "json"},
             "costs": costs,
@@ -307,7 +333,15 @@ class _Run:
                 backend: asdict(report.speed_up(f"slim_{backend}", f"dense_{backend}"))
                 for backend in ("pytorch", *self.config.formats)
             },
+            "control_speed_up": {
+                name: {
+                    backend: asdict(report.speed_up(f"{name}_{backend}", f"dense_{backend}"))
+                    for backend in ("pytorch", *self.config.formats)
+                }
+                for name in self.timed[2:]
+            },
             "machine": asdict(report.machine),
+            "version": __version__,
         }
         write_json(self.folder / "summary.json", summary, replace=True)
         with new_file(self.folder / "summary.md", replace=True) as temporary:

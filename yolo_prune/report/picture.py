@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from yolo_prune.files import new_file
 from yolo_prune.report.groups import GroupRow
-from yolo_prune.report.table import quantity
+from yolo_prune.report.pages import page
 
 Segments: TypeAlias = tuple[tuple[int, int], ...]
 """Runs of entries of one group, in the order of the axis: (index of the group, entries)."""
@@ -106,20 +104,13 @@ class Picture:
 
 def render_picture(picture: Picture) -> str:
     """Return the page; every name in it is escaped."""
-    # Names come from the user's files: without escaping, a layer called "<script>" would run.
-    environment = Environment(
-        loader=PackageLoader("yolo_prune.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["quantity"] = quantity
     longest = picture.longest()
-    page = environment.get_template("picture.html").render(
-        picture=picture, anchors=picture.anchors(), length=lambda bar: bar_length_percent(bar.size, longest)
+    return page(
+        "picture.html",
+        picture=picture,
+        anchors=picture.anchors(),
+        length=lambda bar: bar_length_percent(bar.size, longest),
     )
-    return page + "\n"
 
 
 def bar_length_percent(size: int, longest: int) -> int:
