@@ -31,6 +31,7 @@ Path(HOST_SETTINGS.name, "Ultralytics").mkdir()
 shutil.copy(FONTS / "DejaVuSans.ttf", Path(HOST_SETTINGS.name, "Ultralytics", "Arial.ttf"))  # or it would download one
 
 import ultralytics.utils  # noqa: E402, F401  # the host first, as in a user's script: before us it is not yet guarded
+from bundles import NAME, Runner, make  # noqa: E402
 from checkpoint_files import save_as_host  # noqa: E402
 from command_line import Command, contents, write_yaml  # noqa: E402
 from models import lively  # noqa: E402
@@ -87,6 +88,25 @@ def slim_checkpoint(tmp_path_factory, dense_checkpoint):
     """`dense_checkpoint`, pruned to half its MACs."""
     out = tmp_path_factory.mktemp("slim") / "slim.pt"
     return prune(PruneConfig(model=str(dense_checkpoint), out=str(out), target_macs=0.5)).out
+
+
+@pytest.fixture(scope="session")
+def cpu_bundle(tmp_path_factory, slim_checkpoint, tiny_data):
+    """A bundle of `slim_checkpoint` for target cpu, in a folder of a difficult name; not to be changed."""
+    return make(slim_checkpoint, tmp_path_factory.mktemp("bundle") / NAME, "cpu", data=str(tiny_data))
+
+
+@pytest.fixture(scope="session")
+def jetson_bundle(tmp_path_factory, slim_checkpoint, tiny_data):
+    """A bundle of `slim_checkpoint` for a Jetson, with calibration images; not to be changed."""
+    out = tmp_path_factory.mktemp("jetson") / NAME
+    return make(slim_checkpoint, out, "jetson", data=str(tiny_data), int8=True, calibration=3)
+
+
+@pytest.fixture
+def runner(capsys):
+    """The command line of a bundle as a function of its folder and words."""
+    return Runner(capsys)
 
 
 @pytest.fixture

@@ -74,12 +74,14 @@ def add_runner(folder: Path, bundle: Bundle) -> None:
     (folder / "README.md").write_text(_readme(bundle, target), encoding="utf-8")
 
 
-def plain_metadata(folder: Path) -> None:
-    """Write every `metadata.yaml` below a folder as JSON, which is YAML too: a device need not have a reader of YAML.
+def tidy(artefacts: Path) -> None:
+    """Make what the host exported fit for a device: no Python of PyTorch's, and no YAML, which needs a reader.
 
-    Stock Ultralytics reads it as before.
+    `metadata.yaml` becomes JSON, which is YAML too: stock Ultralytics reads it as before.
     """
-    for file in folder.rglob("metadata.yaml"):
+    for script in artefacts.rglob("*.py"):
+        script.unlink()
+    for file in artefacts.rglob("metadata.yaml"):
         content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
         file.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 

@@ -21,7 +21,7 @@ from yolo_prune.device.reference import compare_with_reference, stacked
 from yolo_prune.device.runtimes import Array
 from yolo_prune.device.sources import read_image, write_image
 from yolo_prune.errors import ConfigError, DataError, ParityError
-from yolo_prune.export.bundling import TARGETS, add_runner, plain_metadata, write_manifest
+from yolo_prune.export.bundling import TARGETS, add_runner, tidy, write_manifest
 from yolo_prune.export.parity import TOLERANCES, ParityReport, check_parity
 from yolo_prune.export.pytorch_runtime import PyTorchRuntime
 from yolo_prune.files import new_folder, refuse_existing, sha256
@@ -114,7 +114,7 @@ def bundle(config: BundleConfig) -> BundleResult:
             provenance=_provenance(source, config),
             files={},
         )
-        plain_metadata(folder)
+        tidy(folder / "artefacts")
         add_runner(folder, made)
         write_manifest(folder, made)
         made = Bundle.read(folder)
