@@ -21,7 +21,8 @@ CONTROLS = {
 """How a run is asked for what honesty compares it with."""
 
 SAME: Mapping[str, tuple[Callable[[Run], Any], str]] = {
-    "data": (lambda run: _data(run), "their mAP cannot be compared"),
+    "data": (lambda run: run.settings.get("data"), "their mAP cannot be compared"),
+    "content of the data yaml": (lambda run: _data_sha256(run), "their mAP cannot be compared"),
     "imgsz": (lambda run: run.settings.get("imgsz"), "neither mAP nor MACs can be compared"),
     "model": (lambda run: run.settings.get("model"), "they did not start from the same network"),
     "seed": (lambda run: run.settings.get("seed"), "chance differs"),
@@ -29,6 +30,9 @@ SAME: Mapping[str, tuple[Callable[[Run], Any], str]] = {
     "threads": (lambda run: run.settings.get("threads"), "their milliseconds cannot be compared"),
 }
 """What compared runs should have in common, how it is read, and what follows where it differs."""
+
+ACCURACY = ("data", "content of the data yaml", "imgsz")
+"""Those without which mAP means something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +92,22 @@ class Comparison:
 
     def differences(self) -> list[str]:
         """Return what the runs do not have in common, and what follows from it."""
-        found = []
-        for what, (get, consequence) in SAME.items():
-            values = [str(value) for value in map(get, self.runs.values()) if value is not None]
-            if len(set(values)) > 1:
-                found.append(f"{what} differs ({', '.join(dict.fromkeys(values))}): {consequence}")
-        return found
+        found = {what: self._values(what) for what in SAME}
+        return [
+            f"{what} differs ({', '.join(values)}): {SAME[what][1]}"
+            for what, values in found.items()
+            if len(values) > 1
+        ]
+
+    def _values(self, what: str) -> list[str]:
+        """Return the different values of something that runs should have in common, of those that tell it."""
+        found = [SAME[what][0](run) for run in self.runs.values()]
+        return list(dict.fromkeys(str(value) for value in found if value is not None))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the mAP of one run says anything beside that of another."""
+        return all(len(self._values(what)) < 2 for what in ACCURACY)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values."""
@@ -137,10 +151,10 @@ def _shown(value: float | None, show: Callable[[float], str]) -> str:
     return "-" if value is None else show(value)
 
 
-def _data(run: Run) -> Any:
-    """Return the hash of the data yaml; of an older record its path."""
-    name = run.settings.get("data")
-    return (run.settings.get(HASHES) or {}).get(str(name), name)
+def _data_sha256(run: Run) -> str | None:
+    """Return the start of the hash of the data yaml; None in an older record."""
+    digest = (run.settings.get(HASHES) or {}).get(str(run.settings.get("data")))
+    return None if digest is None else str(digest)[:12]
 
 
 def called(folders: Sequence[Run]) -> dict[str, Run]:
@@ -154,11 +168,13 @@ def render_comparison(comparison: Comparison) -> str:
     rows = comparison.rows()
     return page(
         "compare.html",
-        title=" and ".join(comparison.runs) if len(comparison.runs) < 4 else f"{len(comparison.runs)} runs",
+        title=", ".join(comparison.runs) if len(comparison.runs) < 4 else f"{len(comparison.runs)} runs",
         comparison=comparison,
         rows=rows,
         names=MODELS,
-        plots=[compared([row.model for row in rows], split) for split in comparison.splits],
+        plots=[
+            compared([row.model for row in rows], split, front=comparison.comparable) for split in comparison.splits
+        ],
         precision=PRECISION,
         speed=speed,
         timed=TIMED,

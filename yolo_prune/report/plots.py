@@ -80,7 +80,7 @@ def _precision(model: Model, split: str) -> float | None:
 
 def _scatter_models(axes: Axes, points: Sequence[tuple[Model, float, float]]) -> None:
     front = pareto([(cost, value) for _, cost, value in points])
-    axes.plot(*zip(*front, strict=True), color=COLOURS["line"], linewidth=1.5) if front else None
+    axes.plot([cost for cost, _ in front], [value for _, value in front], color=COLOURS["line"], linewidth=1.5)
     for model, cost, value in points:
         axes.plot(cost, value, MARKERS.get(model.name, "o"), color=colour(model.name), markersize=8)
         axes.annotate(model.name, (cost, value), (0, -13), textcoords="offset points", fontsize=9, ha="center")
@@ -218,13 +218,19 @@ def correlation(tuned: Sequence[Tuned]) -> Plot:
     return plot
 
 
-def compared(models: Sequence[Model], split: str) -> Plot:
-    """Draw mAP against MACs of models of several runs, each with its place in the list, from 1."""
+def compared(models: Sequence[Model], split: str, *, front: bool) -> Plot:
+    """Draw mAP against MACs of models of several runs, each with its place in the list, from 1.
+
+    Args:
+        models: Of all runs.
+        split: On which mAP was measured.
+        front: Whether to join those that no other one beats, which makes sense on the same data alone.
+    """
+    joined = "; a line joins the models that no other one beats in both" if front else ""
     plot = Plot(
         name=f"compared-{split}",
         title=f"{PRECISION} on {split} against MACs, all runs",
-        description="Numbers are those of the table. Up and to the left is better; a line joins the models that no "
-        "other one beats in both.",
+        description=f"Numbers are those of the table. Up and to the left is better{joined}.",
     )
     places: dict[tuple[str, int, float], list[int]] = {}
     for number, model in enumerate(models, start=1):
@@ -232,8 +238,8 @@ def compared(models: Sequence[Model], split: str) -> Plot:
         if model.macs is not None and value is not None:
             places.setdefault((model.name, model.macs, value), []).append(number)
     with drawing(plot, size=HALF) as (axes,):
-        front = pareto([(macs, value) for _, macs, value in places])
-        axes.plot([macs for macs, _ in front], [value for _, value in front], color=COLOURS["line"], linewidth=1.5)
+        best = pareto([(macs, value) for _, macs, value in places]) if front else []
+        axes.plot([macs for macs, _ in best], [value for _, value in best], color=COLOURS["line"], linewidth=1.5)
         for (name, macs, value), numbers in places.items():
             axes.plot(macs, value, MARKERS.get(name, "o"), color=colour(name), markersize=8)
             text = ", ".join(map(str, numbers))

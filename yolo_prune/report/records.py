@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import read_lines
+from yolo_prune.report.summary import in_words
 
 Made = TypeVar("Made")
 
@@ -64,6 +65,17 @@ class Model:
     precisions: Mapping[str, Mapping[str, float]]
     latency_ms: Mapping[str, Latency]
     speed_up: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far an exported artefact agrees with PyTorch; what an older record does not tell is empty or None."""
+
+    artefact: str
+    backend: str
+    precision: str
+    max_rel: float | None
+    tolerance: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +159,8 @@ class Run:
         models: In the order of `MODELS`.
         splits: On which mAP was measured.
         backends: On which latency was measured.
-        verification: Record of the proof; empty if there is none.
-        parity: Records of artefacts that were compared with PyTorch, by artefact.
+        proof: max |silenced - sliced| of the cut in fp64; None if nothing was cut or no record tells.
+        parity: Of every exported artefact.
         machine: What it was timed on.
         version: Of the package that made the run; empty in older records.
         widths: Before and after, in the order of the model.
@@ -164,8 +176,8 @@ class Run:
     models: tuple[Model, ...]
     splits: tuple[str, ...]
     backends: tuple[str, ...]
-    verification: Mapping[str, Any] = field(default_factory=dict)
-    parity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    proof: float | None = None
+    parity: tuple[Parity, ...] = ()
     machine: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
     widths: tuple[Width, ...] = ()
@@ -198,8 +210,10 @@ def read_run(folder: Path, *, search: Path | None = None, tuned: Path | None = N
     settings = read(folder / "run.json", dict)
     if settings is None:
         raise ConfigError(f"'{folder}' holds no run: no 'run.json'", expected="the folder that `run` calls out=")
-    summary = read(folder / "summary.json", dict) or _unfinished(folder)
-    models = read_part(folder / "summary.json", lambda: _models(summary, settings))
+    summarized = folder / "summary.json"
+    summary = read(summarized, dict) or read_part(folder / "stages", lambda: _unfinished(folder))
+    models = read_part(summarized, lambda: _models(summary, settings))
+    applied = read_part(folder / "run.json", lambda: _search_of(settings))
     courses = [read(folder / name / "sparsity.json", _course_of(name)) for name in ("dense", "slim")]
     found = Run(
         folder=folder,
@@ -207,13 +221,13 @@ def read_run(folder: Path, *, search: Path | None = None, tuned: Path | None = N
         models=models,
         splits=tuple(dict.fromkeys(split for model in models for split in model.precisions)),
         backends=tuple(dict.fromkeys(backend for model in models for backend in model.latency_ms)),
-        verification=summary.get("verification") or {},
-        parity=summary.get("parity") or {},
-        machine=summary.get("machine") or {},
+        proof=read_part(summarized, lambda: _number(summary.get("verification") or {}, "max_abs_error")),
+        parity=read_part(summarized, lambda: _parities(summary.get("parity") or {})),
+        machine=read_part(summarized, lambda: dict(summary.get("machine") or {})),
         version=str(summary.get("version", "")),
         widths=_widths(folder),
         sparsity=tuple(course for course in courses if course is not None),
-        search=_candidates(search if search is not None else _search_of(settings), required=search is not None),
+        search=_candidates(search if search is not None else applied, required=search is not None),
         tuned=_tuned(tuned),
         detections=read(folder / "stages" / "detections.json", _detections) or (),
     )
@@ -283,12 +297,35 @@ def _model(name: str, summary: Mapping[str, Any], settings: Mapping[str, Any]) -
         epochs=epochs_of(name, settings),
         precisions={split: _precisions(figures) for split, figures in splits.items()},
         latency_ms=timings,
-        speed_up={backend: dict(found) for backend, found in (against or {}).items()},
+        speed_up={backend: _speed_up(found) for backend, found in (against or {}).items()},
     )
 
 
 def _latency(found: Mapping[str, Any]) -> Latency:
     return Latency(**{key: float(found[f"{key}_ms"]) for key in ("median", "p5", "p25", "p75", "p95")})
+
+
+def _speed_up(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of a comparison, of which something can be said."""
+    in_words(found)
+    return dict(found)
+
+
+def _parities(found: Mapping[str, Any]) -> tuple[Parity, ...]:
+    return tuple(
+        Parity(
+            artefact=str(record.get("artefact", name)),
+            backend=str(record.get("backend", "")),
+            precision=str(record.get("precision", "")),
+            max_rel=_number(record, "max_rel"),
+            tolerance=_number(record, "tolerance"),
+        )
+        for name, record in found.items()
+    )
+
+
+def _number(record: Mapping[str, Any], key: str) -> float | None:
+    return None if record.get(key) is None else float(record[key])
 
 
 def _precisions(figures: Mapping[str, Any]) -> dict[str, float]:

@@ -44,6 +44,7 @@ def render_report(run: Run) -> str:
         plots=_plots(run),
         pictures=[(found, embedded(run.folder, found)) for found in run.detections],
         in_words=in_words,
+        conditions=conditions(run),
         rank=_rank(run.tuned),
         made_with=list(made_with(run)),
         settings=yaml.safe_dump(settings_of(run), sort_keys=False, allow_unicode=True),
@@ -92,6 +93,14 @@ def _plots(run: Run) -> dict[str, list[Plot]]:
         "search": [plots.candidates(run.search)] if run.search else [],
         "correlation": [plots.correlation(run.tuned)] if run.tuned else [],
     }
+
+
+def conditions(run: Run) -> str:
+    """Return under which conditions latencies were measured, as far as the records tell."""
+    units = {"imgsz": "px", "runs": "runs", "threads": "threads"}
+    told = [f"{run.settings[key]} {unit}" for key, unit in units.items() if key in run.settings]
+    machine = [str(run.machine["cpu"])] if "cpu" in run.machine else []
+    return f"{', '.join(['Batch 1', *told, *machine])}."
 
 
 def _rank(tuned: tuple[Tuned, ...]) -> dict[str, float]:
