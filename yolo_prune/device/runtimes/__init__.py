@@ -7,6 +7,7 @@ from yolo_prune.device.runtimes.ncnn_runtime import NcnnRuntime
 from yolo_prune.device.runtimes.onnx_runtime import OnnxRuntime
 from yolo_prune.device.runtimes.openvino_runtime import OpenVinoRuntime
 from yolo_prune.device.runtimes.select import runtime_for
+from yolo_prune.device.runtimes.variants import Chooser, split_variant
 
 RUNTIMES: Mapping[str, Runtime] = {
     runtime.name: runtime for runtime in (OnnxRuntime(), NcnnRuntime(), OpenVinoRuntime())
@@ -16,10 +17,12 @@ RUNTIMES: Mapping[str, Runtime] = {
 __all__ = [
     "RUNTIMES",
     "Array",
+    "Chooser",
     "NcnnRuntime",
     "OnnxRuntime",
     "OpenVinoRuntime",
     "Runtime",
     "Session",
     "runtime_for",
+    "split_variant",
 ]
