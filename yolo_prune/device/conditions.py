@@ -19,6 +19,7 @@ CLOCK_MOVED = 0.05
 OTHERS_BUSY_CORES = 0.1
 """So is work of others that kept more than this many cores busy."""
 
+_LEAST_S = 1.0  # the kernel counts in ticks of 10 ms, which say nothing of a shorter time
 _THROTTLED = 0b1111  # of the Pi's firmware: voltage too low, clock capped, throttled, too hot; higher bits are history
 
 
@@ -59,7 +60,8 @@ class Conditions:
         cpu_mhz: Lowest and highest CPU clock of the looks that followed each round at once.
         gpu_mhz: The same of the GPU.
         throttled: Whether the firmware held the CPU back at any look.
-        others_busy_cores: How many cores other processes kept busy on average, or a hypervisor took away.
+        others_busy_cores: How many cores other processes kept busy on average, or a hypervisor took away; None where
+            nobody tells, or the time was too short to tell.
         power_mode: A Jetson's, such as `15W`.
         gpus: Names of NVIDIA GPUs beside the CPU.
     """
@@ -137,7 +139,7 @@ class Watch:
     def _others_busy_cores(self) -> float | None:
         start_s, own_before, busy_before = self._start
         busy, seconds = _busy_s(self._root), self._clock_s() - start_s
-        if busy is None or busy_before is None or seconds <= 0:
+        if busy is None or busy_before is None or seconds < _LEAST_S:
             return None
         return max((busy - busy_before - (self._own_s() - own_before)) / seconds, 0.0)
 

@@ -69,5 +69,5 @@ def stages(session: Session, imgsz_px: int) -> list[Stage]:
 
 
 def drawn_image() -> NDArray[np.uint8]:
-    """Draw an image of a camera's size. A detector finds next to nothing in it, so suppression costs the least."""
+    """Draw an image of a camera's size. How long suppression takes depends on what is found: a real one says more."""
     return synthetic_images(1, _DRAWN_WIDTH_PX)[0][:_DRAWN_HEIGHT_PX]

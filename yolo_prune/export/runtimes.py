@@ -7,7 +7,6 @@ from pathlib import Path
 
 from yolo_prune.device import runtimes
 from yolo_prune.device.runtimes import Runtime
-from yolo_prune.export.pytorch_runtime import PyTorchRuntime
 
 
 def runtime_for(artefact: Path, *, full_precision: bool = False, variant: Sequence[str] = ()) -> Runtime:
@@ -22,5 +21,8 @@ def runtime_for(artefact: Path, *, full_precision: bool = False, variant: Sequen
         ConfigError: Nothing stands there, or it is none of these, or the runtime does not know the variant.
     """
     if artefact.is_file() and artefact.suffix == ".pt":
+        # Only here: a process that measures an ONNX file's memory should not hold torch and the host.
+        from yolo_prune.export.pytorch_runtime import PyTorchRuntime
+
         return PyTorchRuntime.of(variant)
     return runtimes.runtime_for(artefact, full_precision=full_precision, variant=variant)

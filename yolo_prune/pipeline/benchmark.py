@@ -41,7 +41,9 @@ class BenchmarkConfig:
     runs: int = setting(**RUNS)
     warmup: int = setting(10, help="untimed runs of each artefact before")
     boxes: bool = setting(True, help="also time the whole way from an image to boxes: letterbox, forward, suppression")
-    image: str | None = setting(None, help="image for the whole way; default: a drawn one, in which nothing is found")
+    image: str | None = setting(
+        None, help="image for the whole way; default: a drawn one, though suppression depends on what is found"
+    )
     memory: bool = setting(True, help="also measure peak memory, in a process for each artefact")
     json: str | None = json_setting("every timing")
 
