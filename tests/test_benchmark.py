@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from tiny_onnx import SIDE_PX, tiny_onnx
@@ -143,7 +144,7 @@ class TestTinyArtefacts:
 
     def test_another_batch_is_refused(self, tmp_path):
         path = tiny_onnx(tmp_path / "a.onnx", batch=4)
-        with pytest.raises(ConfigError, match="takes 4 images in a call, asked to run with 2") as caught:
+        with pytest.raises(ConfigError, match="takes batches of 4, asked to run with 2") as caught:
             benchmark({"a": path}, imgsz_px=SIDE_PX, threads=1, batch=2)
         assert "pass batch=4" in str(caught.value)
 
@@ -168,8 +169,9 @@ class TestTinyArtefacts:
 class TestVerb:
     def test_a_variant_that_cannot_run(self, refused, desk):
         tiny_onnx(desk / "räk smörgås.onnx")
-        words = ("imgsz=32", "runs=1", "memory=false")
-        assert "NCNN" not in refused("benchmark", "models=[räk smörgås.onnx@cuda]", *words)
+        words = ("imgsz=32", "runs=1")
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            assert "provider 'cuda' cannot be used" in refused("benchmark", "models=[räk smörgås.onnx@cuda]", *words)
         assert "variant 'vulkan' of onnxruntime" in refused("benchmark", "models=[räk smörgås.onnx@vulkan]", *words)
 
     def test_images(self, refused, desk, command):
@@ -210,5 +212,5 @@ class TestRealArtefacts:
         assert BenchmarkReport.from_json(json.loads(json.dumps(report.to_json()))) == report
 
     def test_ncnn_takes_one_image_in_a_call(self, artefacts):
-        with pytest.raises(ConfigError, match="takes 1 images"):
+        with pytest.raises(ConfigError, match="takes batches of 1"):
             benchmark({"a": artefacts["ncnn"]}, imgsz_px=IMGSZ_PX, threads=1, batch=2)

@@ -31,12 +31,25 @@ def test_what_is_loaded_shows(tmp_path):
     assert abs(heavy.idle_bytes - light.idle_bytes) < BALLAST / 8
 
 
-def test_a_file_that_cannot_be_run(tmp_path):
+def test_a_refusal_keeps_its_words(tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
-    with pytest.raises(ConfigError, match=r"exit code 1.*broken\.onnx' cannot be loaded") as caught:
+    with pytest.raises(ConfigError, match=r"broken\.onnx' cannot be loaded") as caught:
         peak_memory(broken, imgsz_px=SIDE_PX, threads=1)
-    assert "memory=false" in str(caught.value)
+    assert caught.value.remedy == "export it again"
+
+
+def test_another_batch_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="takes batches of 2, asked to run with 3"):
+        peak_memory(tiny_onnx(tmp_path / "a.onnx", batch=2), imgsz_px=SIDE_PX, threads=1, batch=3)
+
+
+def test_a_process_that_dies(tmp_path):
+    """A file that does not note its size can be loaded for any, and fails when it runs."""
+    artefact = tiny_onnx(tmp_path / "a.onnx", notes=False)
+    with pytest.raises(ConfigError, match=r"died \(exit code 1\): InvalidArgument: .*Got: 64") as caught:
+        peak_memory(artefact, imgsz_px=64, threads=1)
+    assert "memory=false" in caught.value.remedy
 
 
 def test_it_needs_neither_torch_nor_the_working_directory(tmp_path):

@@ -89,7 +89,7 @@ class TestRefusals:
                 OnnxRuntime("tensorrt_rtx").load(tiny_onnx(tmp_path / "a.onnx"), imgsz_px=SIDE_PX, threads=1),
             ):
                 pass
-            assert "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13" in str(caught.value)
+            assert "NVIDIA GPU and its driver" in caught.value.remedy
 
     @pytest.mark.skipif(ncnn.get_gpu_count() > 0, reason="there is a GPU")
     def test_vulkan_without_a_gpu(self, tmp_path):

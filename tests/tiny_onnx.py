@@ -13,7 +13,9 @@ CLASSES = 2
 _CELLS = 16  # 4 x 4
 
 
-def tiny_onnx(path: Path, *, batch: int | str = 1, half: bool = False, ballast_bytes: int = 0) -> Path:
+def tiny_onnx(
+    path: Path, *, batch: int | str = 1, half: bool = False, ballast_bytes: int = 0, notes: bool = True
+) -> Path:
     """Write a pooling and a 1 x 1 convolution: (B, 3, 32, 32) -> (B, 6, 16), noted as the host notes its exports."""
     random = np.random.default_rng(0)
     number, element = (np.float16, TensorProto.FLOAT16) if half else (np.float32, TensorProto.FLOAT)
@@ -38,6 +40,7 @@ def tiny_onnx(path: Path, *, batch: int | str = 1, half: bool = False, ballast_b
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     names = {number: f"class {number}" for number in range(CLASSES)}
-    helper.set_model_props(model, {"imgsz": str([SIDE_PX, SIDE_PX]), "names": str(names), "end2end": "False"})
+    if notes:
+        helper.set_model_props(model, {"imgsz": str([SIDE_PX, SIDE_PX]), "names": str(names), "end2end": "False"})
     onnx.save(model, path)
     return path

@@ -21,6 +21,7 @@ from yolo_prune.device.images import synthetic_images, to_input
 from yolo_prune.device.machine import describe_machine
 from yolo_prune.device.memory import peak_memory
 from yolo_prune.device.runtimes import Array, Chooser, Session, runtime_for
+from yolo_prune.device.runtimes.base import require_batch
 from yolo_prune.device.timings import time_in_turns
 from yolo_prune.errors import ConfigError
 
@@ -81,7 +82,7 @@ def benchmark(
             for name, runtime in runtimes.items()
         }
         for name, session in sessions.items():
-            _require_batch(name, session, batch)
+            require_batch(session, artefacts[name], batch)
         watch = Watch()
         forward_ms = _time_forward(sessions, _inputs(imgsz_px, batch), runs, warmup, watch)
         whole = _time_whole(sessions, [image] * batch, imgsz_px, runs, warmup, watch) if image is not None else {}
@@ -129,16 +130,6 @@ def _time_whole(
     contenders = {name: image_to_boxes.stages(session, imgsz_px) for name, session in sessions.items()}
     times = time_in_turns(contenders, images, runs=runs, warmup=warmup, after_round=watch.look)
     return {name: ImageToBoxes(*map(tuple, zip(*rounds))) for name, rounds in times.items()}
-
-
-def _require_batch(name: str, session: Session, batch: int) -> None:
-    """Raise `ConfigError` where an artefact was made for another batch; NCNN would leave all but one image out."""
-    if session.batch not in (None, batch):
-        raise ConfigError(
-            f"'{name}' takes {session.batch} images in a call, asked to run with {batch}",
-            expected="the batch that it was exported for",
-            remedy=f"pass batch={session.batch}, or export again with the wanted one or with dynamic=true",
-        )
 
 
 def require_measurable(*, threads: int, runs: int, warmup: int = 0, batch: int = 1) -> None:

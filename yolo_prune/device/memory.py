@@ -19,9 +19,11 @@ import numpy as np
 
 import yolo_prune
 from yolo_prune.device.runtimes import Chooser, runtime_for
+from yolo_prune.device.runtimes.base import require_batch
 from yolo_prune.errors import ConfigError, YoloPruneError
 
 _RUNS = 3  # the first one allocates, the second may still grow an arena
+_REFUSED = 3  # exit code of the process; Python's own are 1 and 2
 _STATUS = Path("/proc/self/status")
 
 
@@ -63,7 +65,7 @@ def peak_memory(
         chooser: Chooses what runs it; found again in the new process by its name.
 
     Raises:
-        ConfigError: The process failed.
+        ConfigError: The artefact cannot be run, as its runtime said in the process, or the process died.
     """
     if not _STATUS.is_file():
         return None
@@ -89,12 +91,14 @@ def peak_memory(
 
 def _failed(artefact: Path, done: subprocess.CompletedProcess[str]) -> ConfigError:
     """Return the error for a process that did not end well."""
+    if done.returncode == _REFUSED:
+        return ConfigError(**json.loads(done.stdout.splitlines()[-1]))
     said = done.stderr.strip().splitlines()
     how = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
     return ConfigError(
-        f"a process that only loads and runs '{artefact}' failed ({how}): {said[-1] if said else 'it said nothing'}",
-        expected="enough memory, and an artefact that its runtime can run",
-        remedy="free memory, or measure without it: memory=false",
+        f"a process that only loads and runs '{artefact}' died ({how}): {said[-1] if said else 'it said nothing'}",
+        expected="a process that comes to its end, as it does with enough memory",
+        remedy="free memory, or leave this measurement out: memory=false",
     )
 
 
@@ -109,6 +113,7 @@ def _measure(job: Mapping[str, Any]) -> PeakMemory:
     _forget_peak()
     idle_bytes = _resident("VmRSS")
     with runtime.load(artefact, imgsz_px=side, threads=job["threads"]) as session:
+        require_batch(session, artefact, job["batch"])
         for _ in range(_RUNS):
             session(images)
     return PeakMemory(idle_bytes=idle_bytes, peak_bytes=_resident("VmHWM"))
@@ -130,4 +135,7 @@ if __name__ == "__main__":
     try:
         print(json.dumps(asdict(_measure(json.loads(sys.argv[1])))))
     except YoloPruneError as error:
-        sys.exit(error.found)
+        print(json.dumps({"found": error.found, "expected": error.expected, "remedy": error.remedy}))
+        sys.exit(_REFUSED)
+    except Exception as error:  # whatever a runtime raises: on one line, which is all that is shown of it
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -161,6 +161,16 @@ def import_runtime(package: str, *, purpose: str, extra: str = "export") -> Any:
         raise MissingDependencyError(package, extra=extra, purpose=purpose) from error
 
 
+def require_batch(session: Session, path: Path, batch: int) -> None:
+    """Raise `ConfigError` where an artefact was made for another batch; NCNN would leave all but one image out."""
+    if session.batch not in (None, batch):
+        raise ConfigError(
+            f"artefact '{path.name}' takes batches of {session.batch}, asked to run with {batch}",
+            expected="the number of images in a call that it was exported for",
+            remedy=f"pass batch={session.batch}, or export again for the wanted one",
+        )
+
+
 def unreadable(path: Path, reason: object) -> ConfigError:
     """Return the error for an artefact that its runtime cannot open."""
     return ConfigError(

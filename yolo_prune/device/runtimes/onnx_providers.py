@@ -28,6 +28,7 @@ class Provider:
     plugin: str | None = None
 
 
+_ELSEWHERE = "run it where an NVIDIA GPU and its driver (libcuda.so.1) are, or choose another provider"
 _GPU_BUILD = "pip uninstall onnxruntime, then pip install onnxruntime-gpu: they share one folder"
 
 PROVIDERS = {
@@ -81,14 +82,18 @@ def _plugin_devices(package: Any, provider: Provider, word: str) -> list[Any]:
     """Return the devices of a provider that comes as a plugin."""
     plugin = import_runtime(str(provider.plugin), purpose=f"run ONNX files with {word}", extra="tensorrt_rtx")
     if not hasattr(package, "register_execution_provider_library"):
-        raise _absent(word, f"ONNX Runtime {package.__version__} takes no plugins, 1.24 and later do")
+        raise _absent(
+            word,
+            f"ONNX Runtime {package.__version__} takes no plugins",
+            remedy="pip install 'onnxruntime>=1.24'",
+        )
     try:
         _register(provider.name, plugin.get_library_path())
     except Exception as error:  # its exception types have no common root
-        raise _absent(word, str(error).rpartition("with error: ")[2]) from error
+        raise _absent(word, str(error).rpartition("with error: ")[2], remedy=_ELSEWHERE) from error
     devices = [device for device in package.get_ep_devices() if device.ep_name == provider.name]
     if not devices:
-        raise _absent(word, "its library found no GPU that it can use")
+        raise _absent(word, "its library found no GPU that it can use", remedy=_ELSEWHERE)
     return devices
 
 
@@ -98,10 +103,10 @@ def _register(name: str, library: str) -> None:
     import_runtime("onnxruntime", purpose="run ONNX files").register_execution_provider_library(name, library)
 
 
-def _absent(word: str, found: str) -> ConfigError:
+def _absent(word: str, found: str, *, remedy: str = "") -> ConfigError:
     """Return the error for a provider that cannot be used here."""
     return ConfigError(
         f"provider '{word}' cannot be used here: {found}",
         expected="the provider, and the driver and libraries that it needs",
-        remedy=PROVIDERS[word].install,
+        remedy=remedy or PROVIDERS[word].install,
     )
