@@ -51,6 +51,7 @@ class TestSummary:
         summary = LatencySummary.of([float(value) for value in range(101)])
         assert summary == LatencySummary(median_ms=50, p5_ms=5, p25_ms=25, p75_ms=75, p95_ms=95, min_ms=0)
 
+    @settings(deadline=None)
     @given(st.lists(milliseconds, min_size=1), st.randoms())
     def test_order_statistics(self, latencies_ms, random):
         summary = LatencySummary.of(latencies_ms)
@@ -76,6 +77,7 @@ class TestSpeedUp:
         assert overlapping.ratio > 1
         assert not overlapping.faster
 
+    @settings(deadline=None)
     @given(rounds)
     def test_never_faster_both_ways(self, both):
         first, second = both
@@ -85,12 +87,14 @@ class TestSpeedUp:
         if len(first) % 2:  # the median is a round
             assert there.ratio == pytest.approx(1 / back.ratio)
 
+    @settings(deadline=None)
     @given(rounds)
     def test_faster_means_that_the_medians_are_apart_too(self, both):
         first, second = both
         if speed_up(first, second).faster:
             assert np.median(first) < np.median(second)
 
+    @settings(deadline=None)
     @given(st.lists(milliseconds, min_size=1), st.floats(0.1, 10))
     def test_a_constant_factor_is_found(self, latencies_ms, factor):
         result = speed_up(latencies_ms, [factor * value for value in latencies_ms])
@@ -145,7 +149,7 @@ class TestTurns:
 
 
 class TestStages:
-    @settings(max_examples=30)
+    @settings(max_examples=30, deadline=None)
     @given(st.lists(st.integers(0, 10**8), min_size=3, max_size=3))
     def test_they_add_up_to_the_whole(self, parts_ns):
         """No look at the clock lies between stages, so nothing is lost or counted twice."""

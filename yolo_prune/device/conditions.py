@@ -55,7 +55,7 @@ class Conditions:
     """The machine before, during and after a measurement.
 
     Attributes:
-        before: A look before anything ran: an idle machine may clock low.
+        before: A look before the first run: an idle machine may clock low.
         after: A look after the last run.
         cpu_mhz: Lowest and highest CPU clock of the looks that followed each round at once.
         gpu_mhz: The same of the GPU.

@@ -45,13 +45,13 @@ class PyTorchSession:
         """See `Session`; the host computes in float32 on a CPU whatever the checkpoint stores."""
         return "fp16" if self.dtype == torch.float16 else "fp32"
 
-    def __call__(self, image: Array) -> list[Array]:
+    def __call__(self, images: Array) -> list[Array]:
         """See `Session`; what the host returns for training's sake beside the predictions is left out.
 
         Kernels on a GPU are only queued; it is `.cpu()` that waits for them.
         """
         with torch.inference_mode():
-            output = self.forward(torch.from_numpy(image).to(self.device, self.dtype))
+            output = self.forward(torch.from_numpy(images).to(self.device, self.dtype))
             predictions = output[0] if isinstance(output, tuple) else output
             parts = predictions if isinstance(predictions, tuple) else (predictions,)
             return [part.cpu().float().numpy() for part in parts]

@@ -46,7 +46,7 @@ class Session(Protocol):
     @property
     def precision(self) -> Precision: ...  # noqa: D102
 
-    def __call__(self, image: Array) -> list[Array]:
+    def __call__(self, images: Array) -> list[Array]:
         """Run contiguous float32 images (B, 3, H, W) in [0, 1]; return raw outputs, decoded predictions first.
 
         All outputs are in host memory when it returns: a GPU has finished, and copies are part of the call.

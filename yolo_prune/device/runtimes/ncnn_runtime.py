@@ -28,10 +28,10 @@ class NcnnSession:
     precision: Precision
     batch: ClassVar[int] = 1  # NCNN itself has no batch axis
 
-    def __call__(self, image: Array) -> list[Array]:
+    def __call__(self, images: Array) -> list[Array]:
         """See `Session`."""
         with self.net.create_extractor() as extractor:
-            extractor.input(self.input_name, self.package.Mat(image[0]))
+            extractor.input(self.input_name, self.package.Mat(images[0]))
             return [np.array(extractor.extract(name)[1])[None] for name in self.output_names]
 
 

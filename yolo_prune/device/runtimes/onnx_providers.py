@@ -68,6 +68,8 @@ def open_session(package: Any, path: Path, options: Any, word: str) -> Any:
         by_name = None  # names would take precedence over the devices
     elif provider.name not in package.get_available_providers():
         raise _absent(word, f"this ONNX Runtime has {', '.join(package.get_available_providers())}")
+    elif word != "cpu" and hasattr(package, "preload_dlls"):
+        package.preload_dlls()  # CUDA's libraries where pip put them, as importing torch would
     try:
         # Without `enable_fallback=0` it would print its complaint and open the file on the CPU.
         session = package.InferenceSession(str(path), options, providers=by_name, enable_fallback=0)

@@ -27,9 +27,9 @@ class OnnxSession:
     end_to_end: bool
     precision: Precision
 
-    def __call__(self, image: Array) -> list[Array]:
+    def __call__(self, images: Array) -> list[Array]:
         """See `Session`; an input of another type than float32 is converted, and so are outputs."""
-        outputs = self.session.run(None, {self.input_name: image.astype(self.input_type, copy=False)})
+        outputs = self.session.run(None, {self.input_name: images.astype(self.input_type, copy=False)})
         return [np.asarray(output, dtype=np.float32) for output in outputs]
 
 

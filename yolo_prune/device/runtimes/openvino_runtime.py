@@ -24,9 +24,9 @@ class OpenVinoSession:
     end_to_end: bool
     precision: Precision
 
-    def __call__(self, image: Array) -> list[Array]:
+    def __call__(self, images: Array) -> list[Array]:
         """See `Session`."""
-        results = self.compiled(image)
+        results = self.compiled(images)
         return [np.asarray(results[output]) for output in self.compiled.outputs]
 
 
