@@ -1,31 +1,39 @@
-"""The benchmark's arithmetic, its order of turns, and one run with real artefacts."""
+"""The benchmark: its record, its table, what it refuses, and one run with real artefacts."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from itertools import count, pairwise
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from tiny_onnx import SIDE_PX, tiny_onnx
 
-from yolo_prune.device.benchmark import (
-    BenchmarkEntry,
-    BenchmarkReport,
-    LatencySummary,
-    SpeedUp,
-    benchmark,
-    time_in_turns,
-    turn_order,
-)
+from yolo_prune.device import timings
+from yolo_prune.device.benchmark import benchmark, size_on_disk
+from yolo_prune.device.benchmark_record import BenchmarkEntry, BenchmarkReport
+from yolo_prune.device.conditions import Conditions, Look
+from yolo_prune.device.image_to_boxes import ImageToBoxes, drawn_image
 from yolo_prune.device.machine import Machine, describe_machine
+from yolo_prune.device.memory import PeakMemory
 from yolo_prune.errors import ConfigError
 from yolo_prune.export.runtimes import runtime_for
 from yolo_prune.hosts.ultralytics.export import export_model
-from yolo_prune.pipeline.deploy import BenchmarkTable
+from yolo_prune.pipeline.benchmark import BenchmarkTable
 
 IMGSZ_PX = 64
+
+WHOLE = ImageToBoxes(pre_ms=(1.0, 2.0, 1.0), forward_ms=(5.0, 6.0, 7.0), post_ms=(0.5, 0.25, 0.5))
+IDLE = Look(cpu_mhz=2000.0, gpu_mhz=None, temperature_c=40.0, throttled=None)
+OLD_RECORD = {
+    "imgsz_px": 640, "threads": 2, "runs": 2, "warmup": 1,
+    "machine": {"cpu": "c", "cores": 2, "system": "Linux x86_64", "python": "3.11", "runtimes": {"ncnn": "1.0"}},
+    "entries": [{"name": "dense", "backend": "ncnn", "latencies_ms": [2.0, 4.0], "summary": {"median_ms": 3.0}}],
+}  # fmt: skip
+"""As version 0.1 wrote it."""
 
 
 def entry(name: str, latencies_ms: list[float], backend: str = "ncnn") -> BenchmarkEntry:
@@ -37,86 +45,145 @@ def report_of(*entries: BenchmarkEntry) -> BenchmarkReport:
     return BenchmarkReport(imgsz_px=64, threads=1, runs=5, warmup=0, machine=machine, entries=entries)
 
 
-class TestArithmetic:
-    def test_summary(self):
-        summary = LatencySummary.of([float(value) for value in range(101)])
-        assert summary == LatencySummary(median_ms=50, p5_ms=5, p25_ms=25, p75_ms=75, p95_ms=95, min_ms=0)
+def full_report() -> BenchmarkReport:
+    known = {"size_bytes": 3_000_000, "memory": PeakMemory(1_000_000, 9_000_000), "image_to_boxes": WHOLE}
+    entries = [replace(entry(name, [1.5, 2, 3]), **known) for name in ("dense", "slim")]
+    conditions = Conditions(before=IDLE, after=IDLE, cpu_mhz=(1000.0, 2000.0), others_busy_cores=0.5)
+    return replace(report_of(*entries), batch=4, conditions=conditions)
 
-    def test_ratio_is_paired(self):
-        # Every round is slower than the one before; within a round the entry always takes half as long.
-        dense, slim = entry("dense", [10, 20, 30, 40, 50]), entry("slim", [5, 10, 15, 20, 25])
-        result = report_of(dense, slim).speed_up("slim", "dense")
-        assert (result.ratio, result.p25, result.p75) == (2, 2, 2)
-        assert not result.faster  # the intervals [20, 40] and [10, 20] touch
 
-    def test_faster_needs_separate_intervals(self):
-        dense = entry("dense", [10, 11, 12, 13, 14])
-        assert SpeedUp.between(entry("slim", [5, 6, 7, 8, 9]), dense).faster
-        overlapping = SpeedUp.between(entry("slim", [8, 9, 10, 11.5, 12]), dense)
-        assert overlapping.ratio > 1
-        assert not overlapping.faster
+class TestRecord:
+    @pytest.mark.parametrize("report", [report_of(entry("a", [1.5, 2, 3]), entry("b", [1, 1, 1])), full_report()])
+    def test_round_trip(self, report):
+        assert BenchmarkReport.from_json(json.loads(json.dumps(report.to_json()))) == report
 
-    @pytest.mark.parametrize("seed", range(5))
-    def test_laws(self, seed):
-        random = np.random.default_rng(seed)
-        a, b = (entry(name, list(random.uniform(1, 9, 15))) for name in "ab")
-        there, back = SpeedUp.between(a, b), SpeedUp.between(b, a)
-        assert there.ratio == pytest.approx(1 / back.ratio)  # odd number of rounds: the median is a round
-        assert there.p25 <= there.ratio <= there.p75
-        assert not (there.faster and back.faster)
-        itself = SpeedUp.between(a, a)
-        assert itself.ratio == 1
-        assert not itself.faster
+    def test_older_record(self):
+        report = BenchmarkReport.from_json(OLD_RECORD)
+        assert report.entry("dense").summary.median_ms == 3
+        assert (report.batch, report.conditions, report.entry("dense").image_to_boxes) == (1, None, None)
+        assert BenchmarkTable(report=report).table()
+
+    @pytest.mark.parametrize(
+        "record",
+        [
+            {},
+            [],
+            {**OLD_RECORD, "entries": [{}]},
+            {**OLD_RECORD, "energy_j": 5},
+            {**OLD_RECORD, "machine": {"board": "x"}},
+            {**OLD_RECORD, "conditions": {"before": {}}},
+        ],
+    )
+    def test_what_cannot_be_read(self, record):
+        with pytest.raises(ConfigError, match="cannot read the record of a benchmark"):
+            BenchmarkReport.from_json(record)
+
+    def test_for_readers(self):
+        found = full_report().to_json()
+        assert found["entries"][0]["summary"]["median_ms"] == 2
+        assert found["entries"][0]["image_to_boxes"]["summary"]["total"]["median_ms"] == 8.25
+        assert found["warnings"] == [
+            "the CPU's clock moved between 1000 and 2000 MHz", "other processes kept 0.5 cores busy",
+        ]  # fmt: skip
 
     def test_only_within_a_backend(self):
-        report = report_of(entry("a", [1]), entry("b", [1], backend="onnxruntime"))
-        with pytest.raises(ConfigError, match="onnxruntime"):
+        report = report_of(entry("a", [1]), entry("b", [1], backend="ncnn@vulkan"))
+        with pytest.raises(ConfigError, match="ncnn@vulkan"):
             report.speed_up("a", "b")
         with pytest.raises(ConfigError, match="'c'"):
             report.speed_up("c", "a")
-
-    def test_json_round_trip(self):
-        report = report_of(entry("a", [1.5, 2, 3]), entry("b", [1, 1, 1]))
-        assert BenchmarkReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+        with pytest.raises(ConfigError, match="not timed from image to boxes"):
+            report.speed_up("a", "a", to_boxes=True)
 
 
-class TestTurns:
-    @pytest.mark.parametrize("size", [1, 2, 3, 5])
-    def test_places_are_shared(self, size):
-        names = "abcdefg"[:size]
-        orders = [turn_order(names, turn) for turn in range(2 * size)]
-        assert all(sorted(order) == sorted(names) for order in orders)
-        places = Counter((name, place) for order in orders for place, name in enumerate(order))
-        assert set(places.values()) == {2}
-        followers = Counter(pair for order in orders for pair in pairwise(order))
-        assert all(followers[a, b] == followers[b, a] for a, b in followers)
+class TestTable:
+    @pytest.mark.parametrize(
+        ("latencies_ms", "words"),
+        [([5, 6, 7], "faster"), ([9, 10, 11], "not separable"), ([20, 22, 24], "not faster")],
+    )
+    def test_what_it_says(self, latencies_ms, words):
+        table = BenchmarkTable(report=report_of(entry("dense", [10, 11, 12]), entry("slim", latencies_ms))).table()
+        assert f"), {words} " in table.splitlines()[-1]
 
-    def test_order_and_number_of_calls(self):
-        calls: list[str] = []
-        sessions = {name: (lambda _image, name=name: calls.append(name)) for name in "abc"}
-        latencies_ms = time_in_turns(sessions, np.zeros((1, 3, 8, 8), np.float32), runs=4, warmup=2)
-        rounds = [turn_order("abc", turn) for turn in range(-2, 4)]
-        assert calls == [name for order in rounds for name in order for _ in range(2)]
-        assert {name: len(values) for name, values in latencies_ms.items()} == {"a": 4, "b": 4, "c": 4}
-
-    def test_only_the_second_run_of_a_turn_is_timed(self):
-        now = count(step=2_000_000)  # each look at the clock is 2 ms after the one before
-        latencies_ms = time_in_turns(
-            {"a": lambda _: None, "b": lambda _: None},
-            np.zeros((1, 3, 8, 8), np.float32),
-            runs=3,
-            warmup=1,
-            clock_ns=lambda: next(now),
-        )
-        assert latencies_ms == {"a": [2, 2, 2], "b": [2, 2, 2]}
+    def test_everything(self):
+        """Two images of four in 2 ms are 2000 a second; memory is the peak over the idle runtime."""
+        text = BenchmarkTable(report=full_report()).table()
+        assert "64 px, batch 4, 1 threads" in text
+        assert "warning: other processes kept 0.5 cores busy" in text
+        forward, whole = text.split("image to boxes")
+        assert [word in forward for word in ("2.00", "2000.0", "3.0", "8.0")] == [True] * 4
+        assert [word in whole for word in ("8.25", "1.00", "6.00", "0.50")] == [True] * 4
 
 
 def test_machine_names_neither_host_nor_path():
     import platform
 
-    text = json.dumps(describe_machine({"ncnn": "1"}).__dict__)
+    text = json.dumps(asdict(describe_machine({"ncnn": "1"})))
     assert platform.node() not in text
     assert "/" not in text
+
+
+class TestTinyArtefacts:
+    @pytest.fixture(autouse=True)
+    def no_pause(self, monkeypatch):
+        monkeypatch.setattr(timings, "PAUSE_S", 0)
+
+    def test_everything_at_once(self, tmp_path):
+        artefacts = {"fixed": tiny_onnx(tmp_path / "a.onnx", batch=2), "any": tiny_onnx(tmp_path / "b.onnx", batch="n")}
+        report = benchmark(
+            artefacts, imgsz_px=SIDE_PX, threads=1, runs=3, warmup=0, batch=2, image=drawn_image(), memory=True
+        )
+        assert report.batch == 2
+        assert report.conditions is not None
+        for found in report.entries:
+            assert found.size_bytes == artefacts[found.name].stat().st_size
+            assert found.memory is None or found.memory.artefact_bytes > 0
+            assert found.image_to_boxes is not None
+            assert len(found.latencies_ms) == len(found.image_to_boxes.latencies_ms) == 3
+        assert BenchmarkReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+
+    def test_another_batch_is_refused(self, tmp_path):
+        path = tiny_onnx(tmp_path / "a.onnx", batch=4)
+        with pytest.raises(ConfigError, match="takes batches of 4, asked to run with 2") as caught:
+            benchmark({"a": path}, imgsz_px=SIDE_PX, threads=1, batch=2)
+        assert "pass batch=4" in str(caught.value)
+
+    def test_unknown_artefact(self, tmp_path):
+        with pytest.raises(ConfigError, match="does not exist"):
+            benchmark({"a": tmp_path / "absent.onnx"}, imgsz_px=IMGSZ_PX, threads=1)
+
+    @pytest.mark.parametrize("change", [{"runs": 0}, {"threads": 0}, {"warmup": -1}, {"batch": 0}, {"artefacts": {}}])
+    def test_numbers_that_measure_nothing(self, tmp_path, change):
+        artefacts = {"a": tiny_onnx(tmp_path / "a.onnx")}
+        arguments = {"artefacts": artefacts, "imgsz_px": SIDE_PX, "threads": 1, "runs": 1, "warmup": 0}
+        with pytest.raises(ConfigError):
+            benchmark(**{**arguments, **change})
+
+    def test_size_of_a_folder(self, tmp_path):
+        (tmp_path / "model" / "more").mkdir(parents=True)
+        (tmp_path / "model" / "a.bin").write_bytes(b"1234")
+        (tmp_path / "model" / "more" / "b.bin").write_bytes(b"123")
+        assert size_on_disk(tmp_path / "model") == 7
+
+
+class TestVerb:
+    def test_a_variant_that_cannot_run(self, refused, desk):
+        tiny_onnx(desk / "räk smörgås.onnx")
+        words = ("imgsz=32", "runs=1")
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            assert "provider 'cuda' cannot be used" in refused("benchmark", "models=[räk smörgås.onnx@cuda]", *words)
+        assert "variant 'vulkan' of onnxruntime" in refused("benchmark", "models=[räk smörgås.onnx@vulkan]", *words)
+
+    def test_images(self, refused, desk, command):
+        tiny_onnx(desk / "a.onnx")
+        Path("not an image.jpg").write_text("text")
+        words = ("models=[a.onnx]", "imgsz=32", "threads=1", "runs=2", "warmup=0", "memory=false")
+        for name in ("not an image.jpg", "absent.jpg"):
+            assert f"cannot read image '{name}'" in refused("benchmark", *words, f"image={name}")
+        assert "image= together with boxes=false" in refused("benchmark", *words, "image=absent.jpg", "boxes=false")
+        outcome = command("benchmark", *words, "boxes=false")
+        assert outcome.code == 0
+        assert "image to boxes" not in outcome.out
 
 
 class TestRealArtefacts:
@@ -133,28 +200,17 @@ class TestRealArtefacts:
 
     def test_report(self, artefacts):
         before = torch.get_num_threads()
-        report = benchmark(artefacts, imgsz_px=IMGSZ_PX, threads=before + 1, runs=3, warmup=1, runtime_for=runtime_for)
+        image = np.full((48, 64, 3), 90, np.uint8)
+        report = benchmark(
+            artefacts, imgsz_px=IMGSZ_PX, threads=before + 1, runs=3, warmup=1, image=image, runtime_for=runtime_for
+        )
         assert torch.get_num_threads() == before
-        assert [entry.backend for entry in report.entries] == ["pytorch", "onnxruntime", "ncnn"]
+        assert [found.backend for found in report.entries] == ["pytorch", "onnxruntime", "ncnn"]
         assert set(report.machine.runtimes) == {"pytorch", "onnxruntime", "ncnn"}
-        assert all(len(entry.latencies_ms) == 3 and min(entry.latencies_ms) > 0 for entry in report.entries)
+        assert all(len(found.latencies_ms) == 3 and min(found.latencies_ms) > 0 for found in report.entries)
+        assert all(found.image_to_boxes is not None for found in report.entries)
         assert BenchmarkReport.from_json(json.loads(json.dumps(report.to_json()))) == report
 
-    @pytest.mark.parametrize("change", [{"runs": 0}, {"threads": 0}, {"warmup": -1}, {"artefacts": {}}])
-    def test_numbers_that_measure_nothing(self, artefacts, change):
-        arguments = {"artefacts": artefacts, "imgsz_px": IMGSZ_PX, "threads": 1, "runs": 1, "warmup": 0}
-        with pytest.raises(ConfigError):
-            benchmark(**{**arguments, **change})
-
-    def test_unknown_artefact(self, tmp_path):
-        with pytest.raises(ConfigError, match="does not exist"):
-            benchmark({"a": tmp_path / "absent.onnx"}, imgsz_px=IMGSZ_PX, threads=1)
-
-
-@pytest.mark.parametrize(
-    ("latencies_ms", "words"),
-    [([5, 6, 7], "faster"), ([9, 10, 11], "not separable"), ([20, 22, 24], "not faster")],
-)
-def test_what_the_table_says(latencies_ms, words):
-    table = BenchmarkTable(report=report_of(entry("dense", [10, 11, 12]), entry("slim", latencies_ms))).table()
-    assert table.splitlines()[-1].endswith(f"), {words}")
+    def test_ncnn_takes_one_image_in_a_call(self, artefacts):
+        with pytest.raises(ConfigError, match="takes batches of 1"):
+            benchmark({"a": artefacts["ncnn"]}, imgsz_px=IMGSZ_PX, threads=1, batch=2)

@@ -46,7 +46,8 @@ TEXTS = """() => {
     const style = getComputedStyle(element);
     const colour = rgba(element.closest("svg") ? style.fill : style.color);
     const [light, dark] = [luminance(colour), luminance(ground(element))].sort((a, b) => b - a);
-    found.push({text: element.textContent.trim().slice(0, 40), alpha: colour[3], ratio: (light + 0.05) / (dark + 0.05)});
+    const text = element.textContent.trim().slice(0, 40);
+    found.push({text, alpha: colour[3], ratio: (light + 0.05) / (dark + 0.05)});
   }
   return found;
 }"""

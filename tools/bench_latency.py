@@ -27,7 +27,7 @@ from recipes import OFTEN
 from yolo_prune.allocation import PATHS
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
-from yolo_prune.device.benchmark import BenchmarkReport
+from yolo_prune.device.benchmark_record import BenchmarkReport
 from yolo_prune.export.profile import Profile, Timed
 from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
@@ -184,7 +184,7 @@ class Laboratory:
             dense = export_one(Path(self.config.model), folder / "dense", form, imgsz_px=self.cell.imgsz_px)
             artefact = export_one(slim, folder / "slim", form, imgsz_px=self.cell.imgsz_px)
             words = [f"models=[{dense},{artefact}]", f"imgsz={self.cell.imgsz_px}", f"threads={self.cell.threads}"]
-            words += [f"runs={self.config.runs}", f"json={folder / 'times.json'}"]
+            words += [f"runs={self.config.runs}", "boxes=false", "memory=false", f"json={folder / 'times.json'}"]
             command = [sys.executable, "-m", "yolo_prune", "benchmark", *words]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             report = BenchmarkReport.from_json(json.loads((folder / "times.json").read_text()))

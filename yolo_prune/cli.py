@@ -122,7 +122,7 @@ def _bundle() -> tuple[Any, Callable[..., Result]]:
 
 
 def _benchmark() -> tuple[Any, Callable[..., Result]]:
-    from yolo_prune.pipeline.deploy import BenchmarkConfig, benchmark_artefacts
+    from yolo_prune.pipeline.benchmark import BenchmarkConfig, benchmark_artefacts
 
     return BenchmarkConfig, benchmark_artefacts
 

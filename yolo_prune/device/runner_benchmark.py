@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolo_prune.device.benchmark import BenchmarkReport, benchmark
+from yolo_prune.device.benchmark import benchmark
+from yolo_prune.device.benchmark_record import BenchmarkReport
+from yolo_prune.device.benchmark_rows import forward_rows, heading, to_boxes_rows
 from yolo_prune.device.bundle import Bundle
 from yolo_prune.device.columns import columns
+from yolo_prune.device.image_to_boxes import drawn_image
 from yolo_prune.device.options import option
 from yolo_prune.device.runner_artefacts import NoRuntimeError, artefacts_here, split_by_runtime
 from yolo_prune.files import refuse_existing, write_json
@@ -43,24 +46,21 @@ def benchmark_here(bundle: Bundle, options: BenchmarkOptions) -> None:
         threads=options.threads,
         runs=options.runs,
         warmup=options.warmup,
+        image=drawn_image(),
+        memory=True,
     )
     if options.json:
         write_json(Path(options.json), report.to_json())
-    print(_table(report), end="")
+    print(_tables(report), end="")
     for here, problem in unable:
         print(f"not timed: {here.name}: {problem}")
 
 
-def _table(report: BenchmarkReport) -> str:
-    """Return one row per artefact."""
-    summaries = [(entry, entry.summary) for entry in report.entries]
-    rows = [
-        [entry.name, entry.backend, f"{one.median_ms:.2f}", f"{one.p5_ms:.2f}..{one.p95_ms:.2f}"]
-        for entry, one in summaries
-    ]
+def _tables(report: BenchmarkReport) -> str:
+    """Return the machine, forward passes, then the whole way from image to boxes."""
     machine = report.machine
-    heading = (
-        f"{machine.cpu}, {machine.system}, Python {machine.python}\n"
-        f"{report.imgsz_px} px, {report.threads} threads, {report.runs} interleaved runs\n"
-    )
-    return heading + columns(["artefact", "runtime", "median ms", "p5..p95 ms"], rows)
+    text = f"{machine.cpu}, {machine.system}, Python {machine.python}\n{heading(report)}"
+    for rows in (forward_rows(report), to_boxes_rows(report)):
+        if rows is not None:
+            text += f"\n{rows.title}\n{columns(rows.columns, rows.cells)}"
+    return text

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from yolo_prune.allocation.latency import LatencyFit
-from yolo_prune.device.benchmark import BenchmarkEntry
+from yolo_prune.device.benchmark_record import BenchmarkEntry
 from yolo_prune.device.machine import Machine
 from yolo_prune.errors import ConfigError
 

@@ -1,9 +1,8 @@
-"""`export` and `benchmark`: artefacts that agree with PyTorch, timed beside each other."""
+"""`export`: artefacts that agree with PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,26 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.configuration import json_setting, require_choice, setting
-from yolo_prune.device.benchmark import BenchmarkReport, benchmark
-from yolo_prune.errors import ConfigError, DataError
+from yolo_prune.errors import DataError
 from yolo_prune.export.parity import ParityReport, check_parity
-from yolo_prune.export.runtimes import runtime_for
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, require_deployable
 from yolo_prune.hosts.ultralytics.evaluation import image_files
 from yolo_prune.hosts.ultralytics.export import ExportFormat, export_model
 from yolo_prune.report import render
-from yolo_prune.report.summary import in_words
 
 SUFFIXES = {"onnx": ".onnx", "ncnn": "_ncnn_model", "openvino": "_openvino_model"}
 """How artefacts are called, by format; the host's own endings, so that `YOLO(artefact)` knows them."""
 
 BACKENDS = {"onnxruntime": "onnx", "ncnn": "ncnn", "openvino": "openvino"}
 """Formats by the runtime that runs them."""
-
-THREADS: dict[str, Any] = {"default": 2, "help": "threads of each runtime"}
-RUNS: dict[str, Any] = {"default": 100, "help": "timed runs of each artefact, interleaved"}
-"""Settings that `benchmark` and `run` share."""
 
 
 @dataclass(kw_only=True)
@@ -113,72 +105,3 @@ def sample_images(data: Path, split: str, count: int) -> list[NDArray[np.uint8]]
     if not found:
         raise DataError(f"split '{split}' of '{data}' has no readable image", expected="at least one image file")
     return found
-
-
-@dataclass(kw_only=True)
-class BenchmarkConfig:
-    """Settings of `benchmark`."""
-
-    models: list[str] = setting(
-        help="artefacts, comma-separated in brackets: [dense.onnx,slim.onnx]; .pt, .onnx, NCNN or OpenVINO folder"
-    )
-    imgsz: int = setting(640, help="image side", unit="px")
-    threads: int = setting(**THREADS)
-    runs: int = setting(**RUNS)
-    warmup: int = setting(10, help="untimed runs of each artefact before")
-    json: str | None = json_setting("every timing")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkTable:
-    """A benchmark that can be shown: speed-ups are against the first artefact of the same backend."""
-
-    report: BenchmarkReport
-
-    def to_json(self) -> dict[str, Any]:
-        """Return every timing as plain values."""
-        return self.report.to_json()
-
-    def table(self) -> str:
-        """Return one row per artefact."""
-        rows = []
-        first: dict[str, str] = {}
-        for entry in self.report.entries:
-            summary = entry.summary
-            baseline = first.setdefault(entry.backend, entry.name)
-            rows.append(
-                [entry.name, entry.backend, f"{summary.median_ms:.2f}", f"{summary.p5_ms:.2f}..{summary.p95_ms:.2f}",
-                 _speed_up(self.report, entry.name, baseline)]
-            )  # fmt: skip
-        heading = f"{self.report.imgsz_px} px, {self.report.threads} threads, {self.report.runs} interleaved runs\n"
-        return heading + render(["artefact", "backend", "median ms", "p5..p95 ms", "speed-up"], rows)
-
-
-def _speed_up(report: BenchmarkReport, name: str, baseline: str) -> str:
-    """Return the speed-up of an entry in words."""
-    return "1 (baseline)" if name == baseline else in_words(asdict(report.speed_up(name, baseline)))
-
-
-def benchmark_artefacts(config: BenchmarkConfig) -> BenchmarkTable:
-    """Time artefacts in turns.
-
-    Raises:
-        YoloPruneError: A missing artefact, or one that no runtime reads.
-    """
-    names = _names(config.models)
-    report = benchmark(
-        names,
-        imgsz_px=config.imgsz,
-        threads=config.threads,
-        runs=config.runs,
-        warmup=config.warmup,
-        runtime_for=runtime_for,
-    )
-    return BenchmarkTable(report=report)
-
-
-def _names(models: Sequence[str]) -> dict[str, Path]:
-    """Name artefacts by their path as given; the same one twice is refused."""
-    if len(set(models)) != len(models) or not models:
-        raise ConfigError(f"models={list(models)}", expected="at least one artefact, each once")
-    return {model: Path(model) for model in models}

@@ -26,7 +26,8 @@ from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, require_deployable
 from yolo_prune.hosts.ultralytics.export import require_packages
 from yolo_prune.hosts.ultralytics.surgery import trace_model
-from yolo_prune.pipeline.deploy import BACKENDS, THREADS
+from yolo_prune.pipeline.benchmark import THREADS
+from yolo_prune.pipeline.deploy import BACKENDS
 from yolo_prune.pipeline.record import Record
 from yolo_prune.pipeline.timing import this_machine, timing_beside
 from yolo_prune.report import render

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 from yolo_prune import __version__
 from yolo_prune.configuration import json_setting, require_choice, require_known, setting, structured
-from yolo_prune.device.benchmark import BenchmarkReport, benchmark, require_measurable
+from yolo_prune.device.benchmark import benchmark, require_measurable
+from yolo_prune.device.benchmark_record import BenchmarkReport
 from yolo_prune.errors import ConfigError
 from yolo_prune.export.parity import check_parity
 from yolo_prune.export.profile import RESULT as PROFILE
@@ -24,8 +25,9 @@ from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.hosts.ultralytics.trainer import require_stock_values, stock_keys
 from yolo_prune.importance import CRITERIA
+from yolo_prune.pipeline.benchmark import RUNS, THREADS
 from yolo_prune.pipeline.controls import Controls, direct_settings, names_of, stages_of, timed_of
-from yolo_prune.pipeline.deploy import RUNS, SUFFIXES, THREADS, export_one, sample_images
+from yolo_prune.pipeline.deploy import SUFFIXES, export_one, sample_images
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig, choices, require_settings
 from yolo_prune.pipeline.report import ReportConfig, report

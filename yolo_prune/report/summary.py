@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from yolo_prune.device.timings import SpeedUp
 from yolo_prune.report.table import quantity, render
 
 
@@ -66,5 +67,4 @@ def _proof(verification: Mapping[str, Any]) -> str:
 
 def in_words(speed_up: Mapping[str, Any]) -> str:
     """Return a speed-up with its quartiles and what may be said of it; "faster" only where the intervals part."""
-    words = "faster" if speed_up["faster"] else "not faster" if speed_up["ratio"] < 1 else "not separable"
-    return f"{speed_up['ratio']:.2f}x ({speed_up['p25']:.2f}..{speed_up['p75']:.2f}), {words}"
+    return SpeedUp(**speed_up).in_words()

@@ -8,6 +8,7 @@ from yolo_prune.device.runtimes.onnx_runtime import OnnxRuntime
 from yolo_prune.device.runtimes.openvino_runtime import OpenVinoRuntime
 from yolo_prune.device.runtimes.select import runtime_for
 from yolo_prune.device.runtimes.tensorrt_runtime import TensorRtRuntime
+from yolo_prune.device.runtimes.variants import Chooser, split_variant
 
 RUNTIMES: Mapping[str, Runtime] = {
     runtime.name: runtime for runtime in (OnnxRuntime(), NcnnRuntime(), OpenVinoRuntime(), TensorRtRuntime())
@@ -17,6 +18,7 @@ RUNTIMES: Mapping[str, Runtime] = {
 __all__ = [
     "RUNTIMES",
     "Array",
+    "Chooser",
     "NcnnRuntime",
     "OnnxRuntime",
     "OpenVinoRuntime",
@@ -24,4 +26,5 @@ __all__ = [
     "Session",
     "TensorRtRuntime",
     "runtime_for",
+    "split_variant",
 ]

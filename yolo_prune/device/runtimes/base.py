@@ -26,6 +26,8 @@ class Session(Protocol):
     """A loaded model.
 
     Attributes:
+        batch: Images that a call takes; None where it takes any number.
+        classes: Number of classes; None where the artefact does not say.
         end_to_end: The output is final detections (1, k, 6), rows x1, y1, x2, y2, score, class; otherwise it is
             (1, 4 + classes, anchors), rows cx, cy, w, h in pixels and one score a class. Tasks other than detection
             have more behind these, see `task_rows` of the host.
@@ -33,13 +35,21 @@ class Session(Protocol):
     """
 
     @property
+    def batch(self) -> int | None: ...  # noqa: D102
+
+    @property
+    def classes(self) -> int | None: ...  # noqa: D102
+
+    @property
     def end_to_end(self) -> bool: ...  # noqa: D102
 
     @property
     def precision(self) -> Precision: ...  # noqa: D102
 
-    def __call__(self, image: Array) -> list[Array]:
-        """Run one contiguous float32 image (1, 3, H, W) in [0, 1]; return raw outputs, decoded predictions first.
+    def __call__(self, images: Array) -> list[Array]:
+        """Run contiguous float32 images (B, 3, H, W) in [0, 1]; return raw outputs, decoded predictions first.
+
+        All outputs are in host memory when it returns: a GPU has finished, and copies are part of the call.
 
         Models for task segment have a second output, the prototypes of the masks.
         """
@@ -76,21 +86,24 @@ class ArtefactFacts:
 
     Attributes:
         imgsz_px: Height and width of the input; None if unknown.
+        classes: Number of classes; None if unknown.
         end_to_end: See `Session`.
         precision: See `Session`.
     """
 
     imgsz_px: tuple[int, int] | None = None
+    classes: int | None = None
     end_to_end: bool = False
     precision: Precision = "fp32"
 
     @classmethod
     def parse(cls, metadata: Mapping[str, Any]) -> ArtefactFacts:
         """Read the host's metadata: YAML values, or their `str()` where a format holds strings only."""
-        known = {key: _literal(metadata[key]) for key in ("imgsz", "end2end", "args") if key in metadata}
+        known = {key: _literal(metadata[key]) for key in ("imgsz", "names", "end2end", "args") if key in metadata}
         imgsz = known.get("imgsz")
         return cls(
             imgsz_px=None if imgsz is None else (int(imgsz[0]), int(imgsz[1])),
+            classes=len(known["names"]) if "names" in known else None,
             end_to_end=bool(known.get("end2end", False)),
             precision=_PRECISIONS.get(known.get("args", {}).get("quantize"), "fp32"),
         )
@@ -138,14 +151,24 @@ def _literal(value: Any) -> Any:
     return ast.literal_eval(value) if isinstance(value, str) else value
 
 
-def import_runtime(package: str, *, purpose: str) -> Any:
-    """Import an optional package, or raise `MissingDependencyError`."""
+def import_runtime(package: str, *, purpose: str, extra: str = "export") -> Any:
+    """Import an optional package, which an extra of yolo_prune brings, or raise `MissingDependencyError`."""
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise MissingDependencyError(package, extra="export", purpose=purpose) from error
+        raise MissingDependencyError(package, extra=extra, purpose=purpose) from error
+
+
+def require_batch(session: Session, path: Path, batch: int) -> None:
+    """Raise `ConfigError` where an artefact was made for another batch; NCNN would leave all but one image out."""
+    if session.batch not in (None, batch):
+        raise ConfigError(
+            f"artefact '{path.name}' takes batches of {session.batch}, asked to run with {batch}",
+            expected="the number of images in a call that it was exported for",
+            remedy=f"pass batch={session.batch}, or export again for the wanted one",
+        )
 
 
 def unreadable(path: Path, reason: object) -> ConfigError:

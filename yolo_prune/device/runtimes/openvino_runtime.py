@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU."""
+"""OpenVINO on the CPU or another device that it finds."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 import numpy as np
 
 from yolo_prune.device.runtimes.base import Array, ArtefactFacts, Precision, import_runtime, unreadable
+from yolo_prune.device.runtimes.variants import require_words, variant_name
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,14 @@ class OpenVinoSession:
     """A compiled model."""
 
     compiled: Any
+    batch: int | None
+    classes: int | None
     end_to_end: bool
     precision: Precision
 
-    def __call__(self, image: Array) -> list[Array]:
+    def __call__(self, images: Array) -> list[Array]:
         """See `Session`."""
-        results = self.compiled(image)
+        results = self.compiled(images)
         return [np.asarray(results[output]) for output in self.compiled.outputs]
 
 
@@ -34,10 +37,23 @@ class OpenVinoRuntime:
     Attributes:
         full_precision: Compute in float32 even where OpenVINO would by default compute in half precision; see
             `NcnnRuntime`.
+        device: As OpenVINO calls it, in small letters: cpu, gpu, npu, gpu.1.
     """
 
     full_precision: bool = False
-    name: str = "openvino"
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, variant: Sequence[str], *, full_precision: bool = False) -> OpenVinoRuntime:
+        """Make the one that the words of a variant name; the CPU's without any."""
+        if variant:  # importing it to know the devices takes a second
+            require_words(variant, _devices(), backend="openvino", most=1)
+        return cls(full_precision, *variant)
+
+    @property
+    def name(self) -> str:
+        """The backend's name; see `Runtime`."""
+        return variant_name("openvino", () if self.device == "cpu" else (self.device,))
 
     def version(self) -> str:
         """Return openvino's version."""
@@ -49,17 +65,31 @@ class OpenVinoRuntime:
         package = _package()
         facts = ArtefactFacts.of_folder(path)
         facts.require_imgsz(path, imgsz_px)
-        options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if self.device == "cpu":
+            options["INFERENCE_NUM_THREADS"] = threads
         if self.full_precision:
             options["INFERENCE_PRECISION_HINT"] = "f32"
         graph = next(path.glob("*.xml"), None)
         if graph is None:
             raise unreadable(path, "no .xml file")
         try:
-            compiled = package.Core().compile_model(str(graph), "CPU", options)
+            compiled = package.Core().compile_model(str(graph), self.device.upper(), options)
         except RuntimeError as error:
             raise unreadable(path, str(error).strip().splitlines()[-1]) from error
-        yield OpenVinoSession(compiled=compiled, end_to_end=facts.end_to_end, precision=facts.precision)
+        batch = compiled.input(0).partial_shape[0]
+        yield OpenVinoSession(
+            compiled=compiled,
+            batch=batch.get_length() if batch.is_static else None,
+            classes=facts.classes,
+            end_to_end=facts.end_to_end,
+            precision=facts.precision,
+        )
+
+
+def _devices() -> list[str]:
+    """Return the devices that OpenVINO finds, in small letters."""
+    return [str(device).lower() for device in _package().Core().available_devices]
 
 
 def _package() -> Any:
