@@ -53,10 +53,10 @@ class TensorRtSession:
     end_to_end: bool
     precision: Precision
 
-    def __call__(self, image: Array) -> list[Array]:
+    def __call__(self, images: Array) -> list[Array]:
         """See `Session`; the copies to the GPU and back are part of the run."""
-        self._set_shape(image)
-        values = np.ascontiguousarray(image, self.image.dtype)
+        self._set_shape(images)
+        values = np.ascontiguousarray(images, self.image.dtype)
         self.context.set_tensor_address(self.image.name, self.stream.upload(self.image.name, values))
         shapes = [_sizes(self.context.get_tensor_shape(output.name)) for output in self.outputs]
         for output, shape in zip(self.outputs, shapes):
@@ -68,14 +68,14 @@ class TensorRtSession:
         self.stream.wait()
         return [values.astype(np.float32, copy=False) for values in found]
 
-    def _set_shape(self, image: Array) -> None:
+    def _set_shape(self, images: Array) -> None:
         """Choose the shape of a dynamic engine, or refuse one that it is not made for."""
-        fits = all(size in (-1, got) for size, got in zip(self.image.shape, image.shape))
+        fits = all(size in (-1, got) for size, got in zip(self.image.shape, images.shape))
         if -1 in self.image.shape and fits:
-            fits = self.context.set_input_shape(self.image.name, image.shape)
+            fits = self.context.set_input_shape(self.image.name, images.shape)
         if not fits:
             raise ConfigError(
-                f"images {image.shape} for an engine with input {self.image.shape}",
+                f"images {images.shape} for an engine with input {self.image.shape}",
                 expected="images within the range that the engine was built for",
                 remedy="build the engine again for this batch size and imgsz",
             )
