@@ -23,11 +23,12 @@ class PyTorchSession:
     model: nn.Module
     end_to_end: bool
     precision: Precision = "fp32"  # the host computes in float32 on a CPU whatever the checkpoint stores
+    batch: int = 1
 
-    def __call__(self, image: Array) -> list[Array]:
+    def __call__(self, images: Array) -> list[Array]:
         """See `Session`; what the host returns for training's sake beside the predictions is left out."""
         with torch.inference_mode():
-            output = self.model(torch.from_numpy(image))
+            output = self.model(torch.from_numpy(images))
         predictions = output[0] if isinstance(output, tuple) else output
         return [part.numpy() for part in (predictions if isinstance(predictions, tuple) else (predictions,))]
 

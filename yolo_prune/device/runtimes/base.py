@@ -30,6 +30,7 @@ class Session(Protocol):
             (1, 4 + classes, anchors), rows cx, cy, w, h in pixels and one score a class. Tasks other than detection
             have more behind these, see `task_rows` of the host.
         precision: How the artefact stores its weights.
+        batch: Number of images that a call takes; see `ArtefactFacts`.
     """
 
     @property
@@ -38,10 +39,13 @@ class Session(Protocol):
     @property
     def precision(self) -> Precision: ...  # noqa: D102
 
-    def __call__(self, image: Array) -> list[Array]:
-        """Run one contiguous float32 image (1, 3, H, W) in [0, 1]; return raw outputs, decoded predictions first.
+    @property
+    def batch(self) -> int: ...  # noqa: D102
 
-        Models for task segment have a second output, the prototypes of the masks.
+    def __call__(self, images: Array) -> list[Array]:
+        """Run contiguous float32 images (B, 3, H, W) in [0, 1]; return raw outputs, decoded predictions first.
+
+        Every output has the same B first. Models for task segment have a second output, the prototypes of the masks.
         """
         ...
 
@@ -78,21 +82,27 @@ class ArtefactFacts:
         imgsz_px: Height and width of the input; None if unknown.
         end_to_end: See `Session`.
         precision: See `Session`.
+        batch: Number of images that it was exported for.
+        dynamic: It takes other numbers and sizes of images as well.
     """
 
     imgsz_px: tuple[int, int] | None = None
     end_to_end: bool = False
     precision: Precision = "fp32"
+    batch: int = 1
+    dynamic: bool = False
 
     @classmethod
     def parse(cls, metadata: Mapping[str, Any]) -> ArtefactFacts:
         """Read the host's metadata: YAML values, or their `str()` where a format holds strings only."""
-        known = {key: _literal(metadata[key]) for key in ("imgsz", "end2end", "args") if key in metadata}
-        imgsz = known.get("imgsz")
+        known = {key: _literal(metadata[key]) for key in ("imgsz", "end2end", "args", "batch") if key in metadata}
+        imgsz, arguments = known.get("imgsz"), known.get("args", {})
         return cls(
             imgsz_px=None if imgsz is None else (int(imgsz[0]), int(imgsz[1])),
             end_to_end=bool(known.get("end2end", False)),
-            precision=_PRECISIONS.get(known.get("args", {}).get("quantize"), "fp32"),
+            precision=_PRECISIONS.get(arguments.get("quantize"), "fp32"),
+            batch=int(known.get("batch", 1)),
+            dynamic=bool(arguments.get("dynamic", False)),
         )
 
     @classmethod
@@ -112,7 +122,7 @@ class ArtefactFacts:
 
     def require_imgsz(self, path: Path, imgsz_px: int) -> None:
         """Raise `ConfigError` if the artefact was made for another input size."""
-        if self.imgsz_px not in (None, (imgsz_px, imgsz_px)):
+        if not self.dynamic and self.imgsz_px not in (None, (imgsz_px, imgsz_px)):
             raise ConfigError(
                 f"artefact '{path.name}' takes inputs of {self.imgsz_px} px, asked to run at {imgsz_px}",
                 expected="the size that it was exported for",

@@ -19,10 +19,11 @@ class OnnxSession:
     input_name: str
     end_to_end: bool
     precision: Precision
+    batch: int = 1
 
-    def __call__(self, image: Array) -> list[Array]:
+    def __call__(self, images: Array) -> list[Array]:
         """See `Session`."""
-        outputs: list[Array] = self.session.run(None, {self.input_name: image})
+        outputs: list[Array] = self.session.run(None, {self.input_name: images})
         return outputs
 
 
@@ -54,6 +55,7 @@ class OnnxRuntime:
             input_name=session.get_inputs()[0].name,
             end_to_end=facts.end_to_end,
             precision=facts.precision,
+            batch=facts.batch,
         )
 
 

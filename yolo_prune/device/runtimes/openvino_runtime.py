@@ -20,10 +20,11 @@ class OpenVinoSession:
     compiled: Any
     end_to_end: bool
     precision: Precision
+    batch: int = 1
 
-    def __call__(self, image: Array) -> list[Array]:
+    def __call__(self, images: Array) -> list[Array]:
         """See `Session`."""
-        results = self.compiled(image)
+        results = self.compiled(images)
         return [np.asarray(results[output]) for output in self.compiled.outputs]
 
 
@@ -59,7 +60,9 @@ class OpenVinoRuntime:
             compiled = package.Core().compile_model(str(graph), "CPU", options)
         except RuntimeError as error:
             raise unreadable(path, str(error).strip().splitlines()[-1]) from error
-        yield OpenVinoSession(compiled=compiled, end_to_end=facts.end_to_end, precision=facts.precision)
+        yield OpenVinoSession(
+            compiled=compiled, end_to_end=facts.end_to_end, precision=facts.precision, batch=facts.batch
+        )
 
 
 def _package() -> Any:
