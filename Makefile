@@ -24,7 +24,7 @@ INSTALL  = UV_DEFAULT_INDEX="$${PIP_INDEX_URL:-$(call SETTING,index-url)}" \
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt uv
-	$(call INSTALL,-e ".[export$(comma)search$(comma)dev]")
+	$(call INSTALL,-e ".[export$(comma)int8$(comma)search$(comma)dev]")
 	$(call INSTALL,--no-deps yolov5)  # its pins are old
 	$(call INSTALL,--no-deps tensorrt-stubs)  # types without the library, which needs a GPU
 	touch $@

@@ -22,7 +22,7 @@ from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.device.benchmark import benchmark
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
-from yolo_prune.pipeline.deploy import BACKENDS, export_one
+from yolo_prune.pipeline.artefacts import BACKENDS, export_one
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.report import render

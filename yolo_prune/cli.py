@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from yolo_prune import __version__
 from yolo_prune.configuration import describe, load, parse, require_choice
@@ -24,6 +24,16 @@ class Result(Protocol):
 
     def to_json(self) -> dict[str, Any]:
         """Return what `json=FILE` holds."""
+        ...
+
+
+@runtime_checkable
+class Judged(Protocol):
+    """A result that may tell of a proof that failed: it is shown all the same, and then the error."""
+
+    @property
+    def failure(self) -> YoloPruneError | None:
+        """What failed; None if nothing did."""
         ...
 
 
@@ -110,7 +120,7 @@ def _evaluate() -> tuple[Any, Callable[..., Result]]:
 
 
 def _export() -> tuple[Any, Callable[..., Result]]:
-    from yolo_prune.pipeline.deploy import ExportConfig, export
+    from yolo_prune.pipeline.export import ExportConfig, export
 
     return ExportConfig, export
 
@@ -244,6 +254,9 @@ def execute(work: Callable[..., Result], settings: Any, *more: Any) -> str:
     result = work(settings, *more)
     if record is not None:
         write_json(record, result.to_json())
+    if isinstance(result, Judged) and result.failure is not None:
+        print(result.table(), end="", flush=True)
+        raise result.failure
     return result.table()
 
 

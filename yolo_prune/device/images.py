@@ -25,14 +25,23 @@ def to_input(image: NDArray[np.uint8], imgsz_px: int) -> Array:
     Raises:
         DataError: The array is not such an image.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    require_image(image)
+    resized = cv2.resize(image, (imgsz_px, imgsz_px), interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(resized.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(255)
+
+
+def require_image(image: NDArray[np.uint8]) -> None:
+    """Refuse what is no image as `cv2.imread` returns it.
+
+    Raises:
+        DataError: Another type or shape than 8 bit (H, W, 3).
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise DataError(
             f"image of type {image.dtype} and shape {image.shape}",
             expected="uint8 and (H, W, 3)",
             remedy="read it with cv2.imread",
         )
-    resized = cv2.resize(image, (imgsz_px, imgsz_px), interpolation=cv2.INTER_LINEAR)
-    return np.ascontiguousarray(resized.transpose(2, 0, 1)[None], dtype=np.float32) / np.float32(255)
 
 
 def synthetic_images(count: int, imgsz_px: int, *, seed: int = 0) -> list[NDArray[np.uint8]]:

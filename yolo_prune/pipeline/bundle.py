@@ -32,7 +32,7 @@ from yolo_prune.hosts.ultralytics.evaluation import image_files
 from yolo_prune.hosts.ultralytics.export import ExportFormat, export_model, require_packages
 from yolo_prune.hosts.ultralytics.inference import task_rows
 from yolo_prune.hosts.ultralytics.surgery import trace_model
-from yolo_prune.pipeline.deploy import SUFFIXES
+from yolo_prune.pipeline.artefacts import SUFFIXES
 from yolo_prune.report import render
 
 Image = NDArray[np.uint8]

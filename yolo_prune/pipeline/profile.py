@@ -26,8 +26,8 @@ from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, require_deployable
 from yolo_prune.hosts.ultralytics.export import require_packages
 from yolo_prune.hosts.ultralytics.surgery import trace_model
+from yolo_prune.pipeline.artefacts import BACKENDS
 from yolo_prune.pipeline.benchmark import THREADS
-from yolo_prune.pipeline.deploy import BACKENDS
 from yolo_prune.pipeline.record import Record
 from yolo_prune.pipeline.timing import this_machine, timing_beside
 from yolo_prune.report import render
@@ -95,7 +95,7 @@ def profile(config: ProfileConfig) -> ProfileResult:
         YoloPruneError: Bad input, or a folder of other timings; what was timed stays.
     """
     require_choice("backend", config.backend, BACKENDS)
-    require_packages(BACKENDS[config.backend])  # type: ignore[arg-type]  # checked above
+    require_packages(BACKENDS[config.backend])
     require_measurable(threads=config.threads, runs=config.runs)
     require_least(config, candidates=PROBES + FEWEST, seed=0)
     source = read_checkpoint(Path(config.model))

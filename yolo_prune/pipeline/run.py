@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any, cast
 
 from yolo_prune import __version__
-from yolo_prune.configuration import json_setting, require_choice, require_known, setting, structured
+from yolo_prune.configuration import (
+    json_setting,
+    require_choice,
+    require_known,
+    require_least,
+    setting,
+    structured,
+)
 from yolo_prune.device.benchmark import benchmark, require_measurable
 from yolo_prune.device.benchmark_record import BenchmarkReport
+from yolo_prune.device.runtimes.base import Precision
 from yolo_prune.errors import ConfigError
-from yolo_prune.export.parity import check_parity
 from yolo_prune.export.profile import RESULT as PROFILE
 from yolo_prune.export.runtimes import runtime_for
 from yolo_prune.files import new_file, sha256, write_json
@@ -21,13 +28,20 @@ from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.slim import MARKER, PROOF
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, require_deployable
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, read_data, require_kpt_shape, require_split
-from yolo_prune.hosts.ultralytics.export import ExportFormat, require_packages
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.hosts.ultralytics.trainer import require_stock_values, stock_keys
 from yolo_prune.importance import CRITERIA
+from yolo_prune.pipeline.artefacts import (
+    FAILED,
+    SUFFIXES,
+    Variant,
+    calibration_inputs,
+    export_proved,
+    sample_images,
+)
 from yolo_prune.pipeline.benchmark import RUNS, THREADS
 from yolo_prune.pipeline.controls import Controls, direct_settings, names_of, stages_of, timed_of
-from yolo_prune.pipeline.deploy import SUFFIXES, export_one, sample_images
+from yolo_prune.pipeline.export import CALIBRATION
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig, choices, require_settings
 from yolo_prune.pipeline.report import ReportConfig, report
@@ -40,10 +54,16 @@ from yolo_prune.pipeline.training_methods import METHODS, asked_of
 from yolo_prune.plan import PrunePlan, cost_at
 from yolo_prune.report.summary import summarize
 
+PRECISIONS = ("fp32", "fp16", "int8")
+"""What artefacts can store; those below 32 bit have their mAP measured, which raw outputs tell of the others."""
+
 SET_BY_RUN = frozenset(
     ("model", "data", "imgsz", "seed", "project", "name", "exist_ok", "save_dir", "resume", "mode", "task", "cfg")
 )
 """Training keys of the host that are not for `train:` and `finetune:`: the run decides them."""
+
+IMAGES = 8
+"""Images of the val split that parity looks at."""
 
 
 @dataclass(kw_only=True)
@@ -68,6 +88,8 @@ class RunConfig:
     )
     splits: list[str] = setting(["val"], help="splits on which mAP is measured")
     formats: list[str] = setting(["onnx", "ncnn"], help=f"artefacts: {', '.join(SUFFIXES)}")
+    precisions: list[str] = setting(["fp32"], help=f"of each format: {', '.join(PRECISIONS)}")
+    calibration: int = setting(**CALIBRATION)
     runs: int = setting(**RUNS)
     threads: int = setting(**THREADS)
     json: str | None = json_setting("the summary")
@@ -119,9 +141,9 @@ def _check(config: RunConfig) -> None:
     _check_controls(config)
     if config.finetune.get("distill", "dense") != "dense":
         read_checkpoint(Path(config.finetune["distill"]))
-    for name in config.formats:
-        require_choice("format", name, SUFFIXES)
-        require_packages(cast(ExportFormat, name))
+    for variant in variants(config):
+        variant.require_possible()
+    require_least(config, calibration=1)
     require_measurable(threads=config.threads, runs=config.runs)
     if not config.model.endswith(".pt") and not config.train.get("epochs"):
         raise ConfigError("train.epochs is 0 and model is no checkpoint", expected="a trained .pt, or epochs to train")
@@ -144,6 +166,27 @@ def _check_controls(config: RunConfig) -> None:
         _check_pruning(direct_settings(config, 0.5))
     if config.smaller is not None:
         _network(config.smaller, config)
+
+
+def variants(config: RunConfig) -> list[Variant]:
+    """Return what every model is exported to.
+
+    Raises:
+        ConfigError: An unknown format or precision.
+    """
+    for key, values, known in (("format", config.formats, SUFFIXES), ("precision", config.precisions, PRECISIONS)):
+        for value in values:
+            require_choice(key, value, known)
+    return [
+        Variant(format=name, precision=cast(Precision, precision), imgsz_px=config.imgsz)
+        for name in config.formats
+        for precision in config.precisions
+    ]
+
+
+def label(variant: Variant) -> str:
+    """Return how stages and tables call a variant: the format alone where it is float32."""
+    return variant.format if variant.precision == "fp32" else f"{variant.format}_{variant.precision}"
 
 
 def _check_pruning(config: RunConfig) -> None:
@@ -200,7 +243,8 @@ class _Run:
         self.data = Path(config.data)
         self.names = ["dense", "slim", *names_of(config)]
         self.timed = ["dense", "slim", *timed_of(config)]
-        exports = len(self.timed) * len(config.formats)
+        self.variants = variants(config)
+        exports = len(self.timed) * len(self.variants)
         self.prunes_in_training = prunes_in_training(config)
         more = stages_of(config) + (1 if config.rewrite else 0)
         self.stages = Stages(self.folder, 3 + more + len(self.names) + 2 + exports + 1)
@@ -231,9 +275,11 @@ class _Run:
         self.stages.run("widths", lambda: layer_widths(self._pair()))
         self.stages.run("detections", self.detections)
         exports = {
-            f"{name}_{format_name}": self.stages.run(f"export_{name}_{format_name}", self.exporting(name, format_name))
+            f"{name}_{label(variant)}": self.stages.run(
+                f"export_{name}_{label(variant)}", self.exporting(name, variant)
+            )
             for name in self.timed
-            for format_name in self.config.formats
+            for variant in self.variants
         }
         timings = self.stages.run("benchmark", lambda: self.benchmark(exports))
         result = self.sum_up(pruned, evaluations, exports, timings)
@@ -295,19 +341,32 @@ class _Run:
             self._pair(), self.folder, data=self.data, split=["val", *config.splits][-1], imgsz_px=config.imgsz
         )
 
-    def exporting(self, name: str, format_name: str) -> Callable[[], dict[str, Any]]:
-        """Return the stage that exports a model and proves parity on images of the val split."""
+    def exporting(self, name: str, variant: Variant) -> Callable[[], dict[str, Any]]:
+        """Return the stage that exports a model and proves that it agrees, on the val split."""
 
         def work() -> dict[str, Any]:
-            source = self._named_copy(name)
-            folder = self.folder / "exports"
-            self._fresh(folder / f"{name}{SUFFIXES[format_name]}")
-            artefact = export_one(source, folder, format_name, imgsz_px=self.config.imgsz)
-            images = sample_images(self.data, "val", 4)
-            parity = check_parity(source, artefact, imgsz_px=self.config.imgsz, images=images).require()
-            return {"path": str(artefact), "parity": parity.to_json()}
+            source, folder = self._named_copy(name), self.folder / "exports"
+            out = self._fresh(variant.path(folder, name))
+            for suffix in (FAILED, f"{FAILED}.json"):
+                self._fresh(out.with_name(out.name + suffix))
+            found = export_proved(
+                read_checkpoint(source), folder, variant, data=self.data, **self._evidence(source, variant)
+            )
+            if found.error is not None:
+                raise found.error
+            return found.to_json()
 
         return work
+
+    def _evidence(self, source: Path, variant: Variant) -> dict[str, Any]:
+        """Return what an artefact is judged by, and calibrated with."""
+        config = self.config
+        found: dict[str, Any] = {"images": sample_images(self.data, "val", IMAGES)}
+        if variant.precision == "int8":
+            found["calibration"] = calibration_inputs(self.data, config.calibration, config.imgsz, seed=config.seed)
+        if variant.precision != "fp32":
+            found["reference"] = evaluate(source, data=self.data, split="val", imgsz_px=config.imgsz, square=True)
+        return found
 
     def benchmark(self, exports: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Time dense and slim beside each other on every runtime."""
@@ -330,15 +389,16 @@ class _Run:
             "verification": pruned["verification"],
             "evaluations": evaluations,
             "parity": {name: record["parity"] for name, record in exports.items()},
+            "accuracy": {name: record["accuracy"] for name, record in exports.items() if record.get("accuracy")},
             "latency_ms": {entry.name: asdict(entry.summary) for entry in report.entries},
             "speed_up": {
                 backend: asdict(report.speed_up(f"slim_{backend}", f"dense_{backend}"))
-                for backend in ("pytorch", *self.config.formats)
+                for backend in ("pytorch", *map(label, self.variants))
             },
             "control_speed_up": {
                 name: {
                     backend: asdict(report.speed_up(f"{name}_{backend}", f"dense_{backend}"))
-                    for backend in ("pytorch", *self.config.formats)
+                    for backend in ("pytorch", *map(label, self.variants))
                 }
                 for name in self.timed[2:]
             },

@@ -18,7 +18,7 @@ from yolo_prune.export.profile import Timed
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import write_slim
 from yolo_prune.hosts.ultralytics.surgery import slim_copy
-from yolo_prune.pipeline.deploy import BACKENDS, export_one
+from yolo_prune.pipeline.artefacts import BACKENDS, export_one
 from yolo_prune.plan import plan_from_keep
 
 DENSE, SLIM = "dense", "slim"

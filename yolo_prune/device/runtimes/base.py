@@ -49,9 +49,8 @@ class Session(Protocol):
     def __call__(self, images: Array) -> list[Array]:
         """Run contiguous float32 images (B, 3, H, W) in [0, 1]; return raw outputs, decoded predictions first.
 
-        All outputs are in host memory when it returns: a GPU has finished, and copies are part of the call.
-
-        Models for task segment have a second output, the prototypes of the masks.
+        All outputs are in host memory when it returns: a GPU has finished, and copies are part of the call. Every
+        output has the same B first. Models for task segment have a second output, the prototypes of the masks.
         """
         ...
 
@@ -89,23 +88,31 @@ class ArtefactFacts:
         classes: Number of classes; None if unknown.
         end_to_end: See `Session`.
         precision: See `Session`.
+        batch: Number of images that it was exported for.
+        dynamic: It takes other numbers and sizes of images as well.
     """
 
     imgsz_px: tuple[int, int] | None = None
     classes: int | None = None
     end_to_end: bool = False
     precision: Precision = "fp32"
+    batch: int = 1
+    dynamic: bool = False
 
     @classmethod
     def parse(cls, metadata: Mapping[str, Any]) -> ArtefactFacts:
         """Read the host's metadata: YAML values, or their `str()` where a format holds strings only."""
-        known = {key: _literal(metadata[key]) for key in ("imgsz", "names", "end2end", "args") if key in metadata}
-        imgsz = known.get("imgsz")
+        known = {
+            key: _literal(metadata[key]) for key in ("imgsz", "names", "end2end", "args", "batch") if key in metadata
+        }
+        imgsz, arguments = known.get("imgsz"), known.get("args", {})
         return cls(
             imgsz_px=None if imgsz is None else (int(imgsz[0]), int(imgsz[1])),
             classes=len(known["names"]) if "names" in known else None,
             end_to_end=bool(known.get("end2end", False)),
-            precision=_PRECISIONS.get(known.get("args", {}).get("quantize"), "fp32"),
+            precision=_PRECISIONS.get(arguments.get("quantize"), "fp32"),
+            batch=int(known.get("batch", 1)),
+            dynamic=bool(arguments.get("dynamic", False)),
         )
 
     @classmethod
@@ -125,7 +132,7 @@ class ArtefactFacts:
 
     def require_imgsz(self, path: Path, imgsz_px: int) -> None:
         """Raise `ConfigError` if the artefact was made for another input size."""
-        if self.imgsz_px not in (None, (imgsz_px, imgsz_px)):
+        if not self.dynamic and self.imgsz_px not in (None, (imgsz_px, imgsz_px)):
             raise ConfigError(
                 f"artefact '{path.name}' takes inputs of {self.imgsz_px} px, asked to run at {imgsz_px}",
                 expected="the size that it was exported for",

@@ -26,13 +26,17 @@ class NcnnSession:
     classes: int | None
     end_to_end: bool
     precision: Precision
-    batch: ClassVar[int] = 1  # NCNN itself has no batch axis
+    batch: ClassVar[int] = 1
 
     def __call__(self, images: Array) -> list[Array]:
-        """See `Session`."""
+        """See `Session`; NCNN itself has no batch axis, so images go one by one."""
+        return [np.stack(outputs) for outputs in zip(*map(self._run, images))]
+
+    def _run(self, image: Array) -> list[Array]:
+        """Run one image (3, H, W)."""
         with self.net.create_extractor() as extractor:
-            extractor.input(self.input_name, self.package.Mat(images[0]))
-            return [np.array(extractor.extract(name)[1])[None] for name in self.output_names]
+            extractor.input(self.input_name, self.package.Mat(image))
+            return [np.array(extractor.extract(name)[1]) for name in self.output_names]
 
 
 @dataclass(frozen=True)

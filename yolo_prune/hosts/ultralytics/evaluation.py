@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,9 @@ class Evaluation:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def evaluate(model: Path, *, data: Path, split: str, imgsz_px: int, batch: int = 16, workers: int = 2) -> Evaluation:
+def evaluate(
+    model: Path, *, data: Path, split: str, imgsz_px: int, batch: int = 16, workers: int = 2, square: bool = False
+) -> Evaluation:
     """Measure mAP with the host's validator.
 
     Args:
@@ -83,6 +86,7 @@ def evaluate(model: Path, *, data: Path, split: str, imgsz_px: int, batch: int =
         imgsz_px: Side of the input.
         batch: Images per batch.
         workers: Loader processes.
+        square: Letterbox every image to a square, as artefacts of a fixed size need it; the host itself pads less.
 
     Raises:
         DataError: The yaml or the split is missing, it has other key points, or the host cannot evaluate on it.
@@ -91,18 +95,49 @@ def evaluate(model: Path, *, data: Path, split: str, imgsz_px: int, batch: int =
     from ultralytics import YOLO
 
     require_split(data, split)
-    with tempfile.TemporaryDirectory() as scratch:  # the validator insists on a folder for its pictures
-        options = {"imgsz": imgsz_px, "batch": batch, "workers": workers, "plots": False, "verbose": False}
-        with host_errors_as(
-            DataError,
-            f"Ultralytics cannot evaluate '{model}' on split '{split}' of '{data}'",
-            expected="images with labels of the model's classes",
-            remedy="correct the data; --debug shows where it stopped",
-        ):
-            yolo = YOLO(str(model))
-            require_deployable(yolo.model, str(model))
-            require_kpt_shape(yolo.model, read_data(data), str(data))
-            metrics = yolo.val(data=str(data), split=split, **options, project=scratch, name="val")
+    with _validating(model, data, split):
+        yolo = YOLO(str(model))
+        require_deployable(yolo.model, str(model))
+        require_kpt_shape(yolo.model, read_data(data), str(data))
+        return _validate(yolo, data, split, imgsz_px, batch=batch, workers=workers, rect=not square)
+
+
+def evaluate_artefact(artefact: Path, *, task: str, data: Path, split: str, imgsz_px: int) -> Evaluation:
+    """Measure mAP of an exported artefact with the host's validator, on the CPU.
+
+    Args:
+        artefact: ONNX file, or NCNN or OpenVINO folder, under a name with the host's ending.
+        task: Of the model that was exported.
+        data: Data yaml.
+        split: `train`, `val` or `test`.
+        imgsz_px: Side of the input that it was exported for.
+
+    Raises:
+        DataError: The yaml or the split is missing, or the host cannot evaluate on it.
+    """
+    from ultralytics import YOLO
+
+    require_split(data, split)
+    with _validating(artefact, data, split):
+        yolo = YOLO(str(artefact), task=task)
+        return _validate(yolo, data, split, imgsz_px, batch=1, workers=2, rect=False, device="cpu")
+
+
+def _validating(model: Path, data: Path, split: str) -> AbstractContextManager[None]:
+    """Turn what the host's validator raises into one error."""
+    return host_errors_as(
+        DataError,
+        f"Ultralytics cannot evaluate '{model}' on split '{split}' of '{data}'",
+        expected="images with labels of the model's classes",
+        remedy="correct the data; --debug shows where it stopped",
+    )
+
+
+def _validate(yolo: Any, data: Path, split: str, imgsz_px: int, **options: Any) -> Evaluation:
+    """Run the host's validator."""
+    with tempfile.TemporaryDirectory() as scratch:  # it insists on a folder for its pictures
+        fixed = {"imgsz": imgsz_px, "plots": False, "verbose": False, "project": scratch, "name": "val"}
+        metrics = yolo.val(data=str(data), split=split, **fixed, **options)
     return Evaluation(split=split, images=len(image_files(data, split)), imgsz_px=imgsz_px, **_scores(metrics))
 
 

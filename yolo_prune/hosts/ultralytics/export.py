@@ -21,7 +21,7 @@ from yolo_prune.hosts.ultralytics.refusals import loading
 ExportFormat = Literal["onnx", "ncnn", "openvino"]
 
 # What the host's exporter imports for each format; with auto-install off it would fail halfway with its own words.
-_PACKAGES: dict[ExportFormat, tuple[str, ...]] = {
+_PACKAGES: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxslim", "onnxruntime"),
     "ncnn": ("ncnn", "pnnx"),
     "openvino": ("openvino",),
@@ -40,7 +40,7 @@ def export_model(
     batch: int = 1,
     dynamic: bool = False,
 ) -> Path:
-    """Export a checkpoint with the stock host exporter, on the CPU, for square inputs.
+    """Export a checkpoint with the stock host exporter, on the CPU, with a square input.
 
     The host writes beside the checkpoint, and pnnx into (and the host deletes from) the working directory: both are a
     temporary folder next to `out` here, so nothing else changes. The process's working directory moves there meanwhile.
@@ -55,20 +55,23 @@ def export_model(
         end_to_end: Twin heads (v10, 26) only, ONNX only: export the one-to-one head with its top-k, output (1, k, 6).
             The host's default, kept here, is the one-to-many head, output (1, 4 + classes, anchors).
         opset: ONNX only: version of its operators; None takes the host's choice.
-        batch: Images in a call.
-        dynamic: ONNX only: leave batch size and image side open; `imgsz_px` and `batch` are then no more than examples.
+        batch: Images of a call; ONNX and OpenVINO only, since NCNN has no batch axis.
+        dynamic: Take other numbers and sizes of images as well, `imgsz_px` and `batch` being examples; ONNX and
+            OpenVINO only.
 
     Returns:
         `out`.
 
     Raises:
         CheckpointError: The checkpoint is missing or not one of the host's.
-        ConfigError: The format is unknown, `imgsz_px` does not fit the stride, or `end_to_end` is not to be had.
+        ConfigError: The format is unknown, `imgsz_px` does not fit the stride, or the format has no `end_to_end`,
+            `batch` or `dynamic`.
         MissingDependencyError: A package that the format needs is not installed.
         OutputError: `out` exists or its folder cannot be written.
         ExportError: The host failed.
     """
     require_packages(format)
+    require_shapes(format, batch=batch, dynamic=dynamic)
     refuse_existing(out)
     unpickle(checkpoint)  # the host itself would run foreign code, unless told otherwise before it was first imported
     out = out.absolute()
@@ -78,18 +81,24 @@ def export_model(
             model = _load(checkpoint.name)
             _check_request(model, format=format, imgsz_px=imgsz_px, end_to_end=end_to_end)
             options = _options(half=half, end_to_end=end_to_end, opset=opset, batch=batch, dynamic=dynamic)
-            artefact = folder / _run_host(model, checkpoint.name, format, imgsz_px, options)
+            artefact = folder / _run_host(model, checkpoint.name, {"format": format, "imgsz": imgsz_px, **options})
         _move(artefact, out)
     return out
 
 
-def require_packages(format: ExportFormat) -> None:  # noqa: A002
+def require_packages(format: str) -> None:  # noqa: A002
     """Refuse a format that is unknown or for which a package is missing.
 
     Raises:
-        ConfigError: The format is unknown.
+        ConfigError: The format is unknown, or an engine, which only the device itself can build.
         MissingDependencyError: A package that it needs is not installed.
     """
+    if format == "engine":
+        raise ConfigError(
+            "format 'engine' on this machine",
+            expected="the GPU and the TensorRT that will run it: an engine fits no other ones",
+            remedy="build it on the device: `yolo-prune bundle model=... target=jetson` makes what that takes",
+        )
     if format not in _PACKAGES:
         raise ConfigError(
             f"unknown export format '{format}'", expected=f"one of {', '.join(_PACKAGES)}", remedy="correct `format`"
@@ -97,6 +106,22 @@ def require_packages(format: ExportFormat) -> None:  # noqa: A002
     for package in _PACKAGES[format]:
         if importlib.util.find_spec(package) is None:
             raise MissingDependencyError(package, extra="export", purpose=f"export to {format.upper()}")
+
+
+def require_shapes(format: str, *, batch: int, dynamic: bool) -> None:  # noqa: A002
+    """Refuse inputs that a format cannot take.
+
+    Raises:
+        ConfigError: No image at all, or NCNN is to take several at once or inputs of several sizes.
+    """
+    if batch < 1:
+        raise ConfigError(f"batch={batch}", expected="1 or more")
+    if format == "ncnn" and (batch > 1 or dynamic):
+        raise ConfigError(
+            f"batch={batch} dynamic={str(dynamic).lower()} for NCNN",
+            expected="one image of one size: NCNN has no batch axis, and the host's export fixes the size",
+            remedy="leave them out for this format",
+        )
 
 
 @contextlib.contextmanager
@@ -166,16 +191,16 @@ def _options(*, half: bool, end_to_end: bool, opset: int | None, batch: int, dyn
     return {name: value for name, value in asked.items() if value is not None}
 
 
-def _run_host(model: Any, name: str, format: ExportFormat, imgsz_px: int, options: dict[str, Any]) -> Path:  # noqa: A002
+def _run_host(model: Any, name: str, options: dict[str, Any]) -> Path:
     """Run the exporter; return the artefact's path relative to the working directory."""
     with host_errors_as(
         ExportError,
-        f"Ultralytics could not export '{name}' to {format.upper()}",
+        f"Ultralytics could not export '{name}' to {options['format'].upper()}",
         expected="an artefact of the stock exporter",
         remedy="see the host's messages above; `yolo export` on the same checkpoint fails alike",
     ):
         try:
-            artefact = Path(model.export(format=format, imgsz=imgsz_px, **options))
+            artefact = Path(model.export(**options))
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise cannot_write(Path.cwd().parent, error) from error

@@ -1,0 +1,261 @@
+"""One artefact: exported, compared with PyTorch, told where it comes from, and kept aside if it disagrees."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from yolo_prune.device.detections import letterbox
+from yolo_prune.device.runtimes.base import Array, Precision
+from yolo_prune.errors import DataError, ParityError
+from yolo_prune.export.accuracy import Accuracy, measure_accuracy
+from yolo_prune.export.parity import ParityReport, check_parity
+from yolo_prune.export.provenance import provenance_of, write_provenance
+from yolo_prune.export.quantization import quantize, require_quantizer
+from yolo_prune.files import cannot_write, parent_folders, refuse_existing, write_json
+from yolo_prune.hosts.slim import Checkpoint
+from yolo_prune.hosts.ultralytics.checkpoints import task_of
+from yolo_prune.hosts.ultralytics.evaluation import Evaluation, image_files
+from yolo_prune.hosts.ultralytics.export import ExportFormat, export_model, require_packages, require_shapes
+
+SUFFIXES = {
+    "onnx": ".onnx", "ncnn": "_ncnn_model", "openvino": "_openvino_model", "engine": ".engine",
+}  # fmt: skip
+"""How artefacts are called, by format; the host's own endings, so that `YOLO(artefact)` knows them."""
+
+BACKENDS = {"onnxruntime": "onnx", "ncnn": "ncnn", "openvino": "openvino"}
+"""Formats by the runtime that runs them."""
+
+FAILED = ".failed"
+"""What the name of an artefact that disagrees gets at its end; a JSON file beside it tells how far it is off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What an artefact is to be.
+
+    Attributes:
+        format: One of `SUFFIXES`.
+        precision: How it stores its weights.
+        imgsz_px: Side of the square input.
+        batch: Images of a call.
+        dynamic: It takes other numbers and sizes of images as well.
+    """
+
+    format: str
+    imgsz_px: int
+    precision: Precision = "fp32"
+    batch: int = 1
+    dynamic: bool = False
+
+    def path(self, folder: Path, stem: str) -> Path:
+        """Return where the artefact of a checkpoint stands: several precisions side by side."""
+        return folder / f"{stem}{'' if self.precision == 'fp32' else f'_{self.precision}'}{SUFFIXES[self.format]}"
+
+    def require_possible(self) -> None:
+        """Refuse what cannot be made on this machine, before any work.
+
+        Raises:
+            ConfigError: The format is unknown, or cannot be made here or with these inputs.
+            MissingDependencyError: A package that it needs is not installed.
+        """
+        require_packages(self.format)
+        require_shapes(self.format, batch=self.batch, dynamic=self.dynamic)
+        if self.precision == "int8":
+            require_quantizer(self.format)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An artefact and what was proved of it.
+
+    Attributes:
+        path: Where it stands; of one that disagrees, where it was kept aside.
+        variant: What it is.
+        parity: How far it agrees with PyTorch; None where its outputs cannot be compared at all.
+        accuracy: What it loses of mAP; None where that was not measured.
+        error: Why it cannot be trusted; None if it can.
+    """
+
+    path: Path
+    variant: Variant
+    parity: ParityReport | None
+    accuracy: Accuracy | None
+    error: ParityError | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON value."""
+        return {
+            "path": str(self.path),
+            "format": self.variant.format,
+            "parity": self.parity and self.parity.to_json(),
+            "accuracy": self.accuracy and self.accuracy.to_json(),
+            "error": self.error and str(self.error),
+        }
+
+
+def export_one(
+    source: Path, folder: Path, format_name: str, *, imgsz_px: int, calibration: Sequence[Array] = (), **more: Any
+) -> Path:
+    """Export a checkpoint into a folder under the name that the host would give it.
+
+    Args:
+        source: The checkpoint.
+        folder: For the artefact.
+        format_name: One of `SUFFIXES`.
+        imgsz_px: Side of the square input.
+        calibration: Images for 8 bit, as `calibration_inputs` returns them.
+        **more: Further fields of `Variant`.
+    """
+    variant = Variant(format=format_name, imgsz_px=imgsz_px, **more)
+    out = variant.path(folder, source.stem)
+    if variant.precision != "int8":
+        return _export(source, variant, out)
+    refuse_existing(out)
+    try:
+        with parent_folders(out), tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as name:
+            whole = _export(source, replace(variant, precision="fp32"), Path(name, f"whole{SUFFIXES[format_name]}"))
+            small = quantize(whole, calibration, Path(name, out.name), format=format_name)
+            refuse_existing(out)
+            small.rename(out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    return out
+
+
+def _export(source: Path, variant: Variant, out: Path) -> Path:
+    """Let the host export."""
+    return export_model(
+        source,
+        format=cast(ExportFormat, variant.format),
+        imgsz_px=variant.imgsz_px,
+        out=out,
+        half=variant.precision == "fp16",
+        batch=variant.batch,
+        dynamic=variant.dynamic,
+    )
+
+
+def export_proved(
+    source: Checkpoint,
+    folder: Path,
+    variant: Variant,
+    *,
+    images: Sequence[NDArray[np.uint8]] | None,
+    calibration: Sequence[Array] = (),
+    data: Path | None = None,
+    reference: Evaluation | None = None,
+    threads: int = 1,
+) -> Exported:
+    """Export a checkpoint, compare the artefact with it, and write into the artefact what was found.
+
+    Args:
+        source: The checkpoint.
+        folder: For the artefact.
+        variant: What it is to be.
+        images: For parity; None draws some.
+        calibration: See `export_one`.
+        data: Data yaml of `reference`.
+        reference: mAP of the checkpoint, measured with `square=True`; None does not measure the artefact's.
+        threads: CPU threads of the comparison.
+
+    Returns:
+        The artefact. One that disagrees is renamed, with the figures in a JSON file beside it, and says why; nothing is
+        raised for it.
+
+    Raises:
+        YoloPruneError: It cannot be made.
+    """
+    out = variant.path(folder, source.path.stem)
+    aside = out.with_name(out.name + FAILED)
+    refuse_existing(aside)
+    shape = {"precision": variant.precision, "batch": variant.batch, "dynamic": variant.dynamic}
+    path = export_one(source.path, folder, variant.format, imgsz_px=variant.imgsz_px, calibration=calibration, **shape)
+    told = provenance_of(
+        source, imgsz_px=variant.imgsz_px, precision=variant.precision, calibration_images=len(calibration)
+    )
+    write_provenance(path, told)
+    parity, accuracy, error = None, None, None
+    try:
+        parity = check_parity(source.path, path, imgsz_px=variant.imgsz_px, images=images, threads=threads)
+        if reference is not None and data is not None:
+            task = task_of(source.model)
+            accuracy = measure_accuracy(path, reference, task=task, data=data, precision=variant.precision)
+        error = _disagreement(path, parity, accuracy)
+    except ParityError as incomparable:
+        error = incomparable
+    figures = [None if part is None else part.to_json() for part in (parity, accuracy)]
+    write_provenance(path, replace(told, parity=figures[0], accuracy=figures[1]))
+    result = Exported(path=path, variant=variant, parity=parity, accuracy=accuracy, error=error)
+    return result if error is None else _kept_aside(result, aside)
+
+
+def _disagreement(path: Path, parity: ParityReport, accuracy: Accuracy | None) -> ParityError | None:
+    """Return why an artefact cannot be trusted; None if it can."""
+    if not parity.passed:
+        return parity.error()
+    if accuracy is None or accuracy.passed:
+        return None
+    losses = ", ".join(f"{loss:.4f} ({kind})" for kind, loss in accuracy.losses.items())
+    return ParityError(
+        f"artefact '{path.name}' loses {losses} mAP50-95 of the {accuracy.pytorch:.4f} that PyTorch has on split "
+        f"'{accuracy.split}' ({accuracy.images} images)",
+        expected=f"a loss of at most {accuracy.limit:g}",
+        remedy="export with another precision or more calibration images; do not deploy it",
+    )
+
+
+def _kept_aside(result: Exported, aside: Path) -> Exported:
+    """Rename an artefact that disagrees and write its figures beside it."""
+    try:
+        result.path.rename(aside)
+    except OSError as error:
+        raise cannot_write(aside, error) from error
+    found = replace(result, path=aside)
+    write_json(aside.with_name(aside.name + ".json"), found.to_json(), replace=True)
+    return found
+
+
+def sample_images(data: Path, split: str, count: int) -> list[NDArray[np.uint8]]:
+    """Return the first images of a split, BGR, in their own sizes.
+
+    Raises:
+        DataError: The split is empty, or one of them cannot be read.
+    """
+    return [_read(file) for file in image_files(data, split)[:count]]
+
+
+def calibration_inputs(data: Path, count: int, imgsz_px: int, *, seed: int = 0) -> list[Array]:
+    """Draw images of the train split, letterboxed as the network takes them: (1, 3, imgsz_px, imgsz_px) each.
+
+    Args:
+        data: Data yaml.
+        count: Number of images at most.
+        imgsz_px: Side of the square input.
+        seed: Of the choice.
+
+    Raises:
+        DataError: The split is empty, or an image cannot be read.
+    """
+    files = image_files(data, "train")
+    chosen = np.random.default_rng(seed).permutation(len(files))[:count]
+    return [letterbox(_read(files[at]), imgsz_px)[0] for at in sorted(chosen)]
+
+
+def _read(file: Path) -> NDArray[np.uint8]:
+    """Read an image, BGR."""
+    image = cv2.imread(str(file))
+    if image is None:
+        raise DataError(
+            f"image '{file}' cannot be read",
+            expected="an image file that OpenCV reads",
+            remedy="check that it is there and complete, or take it out of the data",
+        )
+    return cast(NDArray[np.uint8], image)
