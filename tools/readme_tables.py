@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_criteria import CriteriaFigures
+from bench_export import ExportFigures
 from bench_latency import LatencyFigures
 from engine_figures import EngineFigures
 from recipe_figures import Cells
@@ -54,6 +55,8 @@ def render_record(name: str) -> str:
         return CriteriaFigures(records=read_lines(RECORDS / "criteria.jsonl")).table(markdown=True)
     if name == "latency":
         return LatencyFigures(records=read_lines(RECORDS / "latency.jsonl")).table(markdown=True)
+    if name == "export":
+        return ExportFigures(records=read_lines(RECORDS / "export.jsonl")).table(markdown=True)
     if name == "search":
         return candidates().table(markdown=True)
     path = RECORDS / f"{name}.json"

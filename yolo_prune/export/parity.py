@@ -57,7 +57,7 @@ class ParityReport:
         images: Number of images compared.
         tolerance: Largest allowed `max_rel`; None where the raw outputs are not judged (8 bit).
         agreement: The differences of boxes, scores and what else the task predicts.
-        boxes: Which detections agree; None where boxes are rotated, which only their rows tell.
+        boxes: Which detections agree; None on drawn images, and where boxes are rotated, which only their rows tell.
         box_share: Least share of them.
     """
 
@@ -150,8 +150,8 @@ def check_parity(
         reference: The `.pt` checkpoint.
         artefact: What `runtime_for` accepts.
         imgsz_px: Side of the square input that the artefact was exported for.
-        images: 8-bit images (H, W, 3) of any size, BGR, which are letterboxed; None draws four. Trained models show
-            more on images of their own kind, where something is found.
+        images: 8-bit images (H, W, 3) of any size, BGR, which are letterboxed; None draws four, on which no boxes are
+            compared: nothing is to be found on them, and of equal scores a rounding error suppresses either box.
         tolerance: Largest allowed difference as a fraction of the output's scale; None takes the one of `TOLERANCES`
             for the artefact's precision. `BOX_LIMITS` holds those of the boxes.
         threads: CPU threads for either side.
@@ -166,18 +166,12 @@ def check_parity(
         MissingDependencyError: The artefact's runtime is not installed.
         ParityError: The outputs cannot be compared: shapes differ, or values are not finite.
     """
-    images = synthetic_images(_SYNTHETIC_COUNT, imgsz_px) if images is None else images
-    if not images:
-        raise DataError("no images", expected="at least one image", remedy="pass None for synthetic ones")
-    for image in images:
-        require_image(image)
-    inputs, placements = zip(*(letterbox(image, imgsz_px) for image in images), strict=True)
+    inputs, placements = _inputs(synthetic_images(_SYNTHETIC_COUNT, imgsz_px) if images is None else images, imgsz_px)
     runtime = runtime_for(artefact, full_precision=True)
     with runtime.load(artefact, imgsz_px=imgsz_px, threads=threads) as session:
         found, end_to_end, precision = _predict(session, inputs), session.end_to_end, session.precision
     with PyTorchRuntime(end_to_end=end_to_end).load(reference, imgsz_px=imgsz_px, threads=threads) as torch_session:
-        expected = _predict(torch_session, inputs)
-        model: Any = torch_session.model
+        expected, model = _predict(torch_session, inputs), torch_session.model
     rows = task_rows(model)
     _require_comparable(expected, found, artefact.name)
     tolerance = TOLERANCES[precision] if tolerance is None else tolerance
@@ -187,8 +181,10 @@ def check_parity(
         else compare_anchors(expected[0], found[0], rows)
     )
     iou, box_share = BOX_LIMITS[precision]
-    rotated = task_of(model) == "obb"  # corners of rotated boxes are not in these rows
-    sides = [_boxes(side[0], placements, len(model.names), end_to_end=end_to_end) for side in (expected, found)]
+    boxes = None
+    if images is not None and task_of(model) != "obb":  # corners of rotated boxes are not in these rows
+        sides = [_boxes(side[0], placements, model, end_to_end=end_to_end) for side in (expected, found)]
+        boxes = compare_boxes(sides[0], sides[1], iou=iou)
     return ParityReport(
         artefact=artefact.name,
         backend=runtime.name,
@@ -197,9 +193,19 @@ def check_parity(
         images=len(inputs),
         tolerance=tolerance,
         agreement=_with_prototypes(agreement, expected, found),
-        boxes=None if rotated else compare_boxes(sides[0], sides[1], iou=iou),
+        boxes=boxes,
         box_share=box_share,
     )
+
+
+def _inputs(images: Sequence[NDArray[np.uint8]], imgsz_px: int) -> tuple[list[Array], list[Placement]]:
+    """Letterbox images; return the inputs, (1, 3, imgsz_px, imgsz_px) each, and where the images lie in them."""
+    if not images:
+        raise DataError("no images", expected="at least one image", remedy="pass None for synthetic ones")
+    for image in images:
+        require_image(image)
+    inputs, placements = zip(*(letterbox(image, imgsz_px) for image in images), strict=True)
+    return list(inputs), list(placements)
 
 
 def _predict(session: Session, inputs: Sequence[Array]) -> list[Array]:
@@ -211,8 +217,9 @@ def _predict(session: Session, inputs: Sequence[Array]) -> list[Array]:
     return [values[: len(inputs)] for values in outputs]
 
 
-def _boxes(raw: Array, placements: Sequence[Placement], classes: int, *, end_to_end: bool) -> list[Array]:
+def _boxes(raw: Array, placements: Sequence[Placement], model: Any, *, end_to_end: bool) -> list[Array]:
     """Return the detections of every image."""
+    classes = len(model.names)
     return [
         detections(raw[at : at + 1], placement, classes=classes, end_to_end=end_to_end, confidence=ANSWER)
         for at, placement in enumerate(placements)

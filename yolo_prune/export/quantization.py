@@ -11,22 +11,18 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from yolo_prune.device.runtimes import Array
-from yolo_prune.errors import ConfigError, ExportError, MissingDependencyError
+from yolo_prune.errors import DataError, ExportError, MissingDependencyError
 from yolo_prune.export.metadata import write_metadata
+from yolo_prune.export.quantization_ncnn import quantize_ncnn, require_tools
 from yolo_prune.files import cannot_write
 from yolo_prune.hosts.refusals import host_errors_as
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
-_NCNN_TOOLS = ("ncnn2table", "ncnn2int8")
 
 
 def require_quantizer(format: str) -> None:  # noqa: A002  (the host's word)
@@ -40,13 +36,8 @@ def require_quantizer(format: str) -> None:  # noqa: A002  (the host's word)
     if package and importlib.util.find_spec(package) is None:
         extra = {"onnxruntime": "export", "nncf": "int8"}[package]
         raise MissingDependencyError(package, extra=extra, purpose=f"quantize {format.upper()} to 8 bit")
-    missing = [tool for tool in _NCNN_TOOLS if shutil.which(tool) is None] if format == "ncnn" else []
-    if missing:
-        raise ConfigError(
-            f"int8=true for NCNN, and {' and '.join(missing)} not on the PATH",
-            expected="NCNN's own quantisation tools, which its Python package lacks",
-            remedy="build them (github.com/Tencent/ncnn, -DNCNN_BUILD_TOOLS=ON) or export half=true",
-        )
+    if format == "ncnn":
+        require_tools()
 
 
 def quantize(artefact: Path, inputs: Sequence[Array], out: Path, *, format: str) -> Path:  # noqa: A002
@@ -54,7 +45,7 @@ def quantize(artefact: Path, inputs: Sequence[Array], out: Path, *, format: str)
 
     Args:
         artefact: What the host exported.
-        inputs: Calibration images, each (1, 3, H, W) in [0, 1] as the network takes them.
+        inputs: Calibration images in [0, 1], (B, 3, H, W) each as the network takes them.
         out: A new path.
         format: "onnx", "openvino" or "ncnn".
 
@@ -62,14 +53,17 @@ def quantize(artefact: Path, inputs: Sequence[Array], out: Path, *, format: str)
         `out`; its metadata says 8 bit, as the host's exporter notes it.
 
     Raises:
+        DataError: There are no calibration images.
         ExportError: The quantiser failed.
         OutputError: `out` cannot be written.
     """
+    if not inputs:
+        raise DataError("no calibration images", expected="images of the train split", remedy="see `data=`")
     work = {"onnx": quantize_onnx, "openvino": quantize_openvino, "ncnn": quantize_ncnn}[format]
     with host_errors_as(ExportError, f"cannot quantize '{artefact.name}'", expected="an artefact of 8 bit"):
         try:
             work(artefact, inputs, out)
-            write_metadata(out, arguments={"quantize": 8, "int8": True})
+            write_metadata(out, arguments={"quantize": 8})
         except OSError as error:
             raise cannot_write(out, error) from error
     return out
@@ -117,7 +111,7 @@ def last_convolutions(graph: Any) -> set[str]:
     The one of DFL, an expectation over bins with constant weights and one filter, counts and is looked behind.
     """
     makers = {name: node for node in graph.node for name in node.output}
-    filters = {weight.name: weight.dims[0] for weight in graph.initializer}
+    filters = {weight.name: weight.dims[0] for weight in graph.initializer if weight.dims}
     waiting, seen, last = [output.name for output in graph.output], set[str](), set[str]()
     while waiting:
         name = waiting.pop()
@@ -157,40 +151,3 @@ def quantize_openvino(artefact: Path, inputs: Sequence[Array], out: Path) -> Non
 
 def _friendly(node: Any) -> str:
     return str(node.get_friendly_name())
-
-
-def quantize_ncnn(artefact: Path, inputs: Sequence[Array], out: Path) -> None:
-    """Quantize an NCNN folder with NCNN's own tools: a table of scales by divergence, then 8-bit weights."""
-    out.mkdir()
-    with tempfile.TemporaryDirectory(dir=out.parent) as name:
-        folder = Path(name)
-        for source in ("model.ncnn.param", "model.ncnn.bin"):
-            shutil.copyfile(artefact / source, folder / source)
-        files = [f"{number}.npy" for number in range(len(inputs))]
-        for file, image in zip(files, inputs, strict=True):
-            np.save(folder / file, image[0])
-        (folder / "images.txt").write_text("\n".join(files) + "\n", encoding="utf-8")
-        _, channels, height, width = inputs[0].shape
-        shape = f"shape=[{width},{height},{channels}]"
-        network = ("model.ncnn.param", "model.ncnn.bin")
-        _run_tool(folder, "ncnn2table", *network, "images.txt", "table", shape, "method=kl", "type=1", "thread=2")
-        _run_tool(folder, "ncnn2int8", *network, "int8.param", "int8.bin", "table")
-        for source, target in (("int8.param", "model.ncnn.param"), ("int8.bin", "model.ncnn.bin")):
-            shutil.move(folder / source, out / target)
-    shutil.copyfile(artefact / "metadata.yaml", out / "metadata.yaml")
-
-
-def _run_tool(folder: Path, tool: str, *words: str) -> None:
-    """Run one of NCNN's tools in a folder.
-
-    Raises:
-        ExportError: It failed, or died.
-    """
-    done = subprocess.run([tool, *words], cwd=folder, capture_output=True, text=True, check=False, errors="replace")
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
-        raise ExportError(
-            f"{tool} ended with {done.returncode}: {last}",
-            expected="a network that NCNN's tools can quantize",
-            remedy="export half=true, or build the tools of the same release as the `ncnn` package",
-        )

@@ -122,12 +122,18 @@ def export_one(
     try:
         with parent_folders(out), tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as name:
             whole = _export(source, replace(variant, precision="fp32"), Path(name, f"whole{SUFFIXES[format_name]}"))
-            small = quantize(whole, calibration, Path(name, out.name), format=format_name)
+            small = quantize(whole, _batches(calibration, variant.batch), Path(name, out.name), format=format_name)
             refuse_existing(out)
             small.rename(out)
     except OSError as error:
         raise cannot_write(out, error) from error
     return out
+
+
+def _batches(images: Sequence[Array], size: int) -> list[Array]:
+    """Stack images; the last batch is filled up with the first images."""
+    starts = range(0, len(images), size)
+    return [np.concatenate([images[(start + at) % len(images)] for at in range(size)]) for start in starts]
 
 
 def _export(source: Path, variant: Variant, out: Path) -> Path:
