@@ -1,0 +1,185 @@
+"""Where TensorRT, CUDA or a GPU is missing everything says so before any work; and `trtexec` in TensorRT's stead."""
+
+from __future__ import annotations
+
+import stat
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from exported_onnx import IMGSZ_PX, checkpoint, exported
+
+from yolo_prune.device import trtexec
+from yolo_prune.device.calibration import Calibration
+from yolo_prune.device.cuda import CudaError, load_cuda
+from yolo_prune.device.images import synthetic_images
+from yolo_prune.device.runtimes import TensorRtRuntime
+from yolo_prune.device.runtimes.engine_file import EngineFile
+from yolo_prune.device.tensorrt_build import build_engine
+from yolo_prune.device.tensorrt_library import Version, is_installed
+from yolo_prune.device.tensorrt_recipe import BuildOptions
+from yolo_prune.errors import ConfigError, DataError, ExportError, MissingDependencyError, OutputError
+from yolo_prune.export.runtimes import runtime_for
+from yolo_prune.export.tensorrt import export_engine, onnx_precision
+
+without_tensorrt = pytest.mark.skipif(is_installed(), reason="TensorRT is installed here")
+
+
+def cuda_without_gpu():
+    """CUDA's real library, as torch brings it."""
+    try:
+        cuda = load_cuda()
+    except ConfigError:
+        pytest.skip("CUDA's library is not here")
+    try:
+        cuda.require_gpu()
+    except ConfigError:
+        return cuda
+    pytest.skip("there is a GPU")
+
+
+class TestCuda:
+    def test_no_library(self):
+        with pytest.raises(ConfigError, match="libcudart") as error:
+            load_cuda(["libnothing.so.1", "libnothing.so"])
+        assert "yolo-prune bundle" in str(error.value)
+
+    def test_no_gpu(self):
+        with pytest.raises(ConfigError, match="cudaGetDeviceCount failed with error") as error:
+            cuda_without_gpu().require_gpu()
+        assert "yolo-prune bundle" in str(error.value)
+
+    def test_failed_calls_say_what_cuda_says(self):
+        with pytest.raises(CudaError, match=r"cudaMalloc failed with error \d+: \w+"):
+            cuda_without_gpu().allocate(16)
+
+
+@without_tensorrt
+class TestNotInstalled:
+    """The package of its types has its name too, and counts for nothing."""
+
+    @pytest.fixture(autouse=True)
+    def no_trtexec(self, monkeypatch):
+        monkeypatch.setattr("yolo_prune.device.tensorrt_build.find_trtexec", lambda: None)
+
+    def test_build(self, tmp_path):
+        with pytest.raises(MissingDependencyError, match=r"yolo-prune\[tensorrt\]") as error:
+            build_engine(exported("yolov8n"), tmp_path / "a.engine", BuildOptions())
+        assert "JetPack" in str(error.value)
+        assert not list(tmp_path.iterdir())
+
+    def test_export(self, tmp_path):
+        with pytest.raises(MissingDependencyError):
+            export_engine(checkpoint("yolov8n"), imgsz_px=IMGSZ_PX, out=tmp_path / "a.engine")
+        assert not list(tmp_path.iterdir())
+
+    def test_run(self, tmp_path):
+        path = tmp_path / "a.engine"
+        EngineFile(plan=b"ptrt", metadata={"imgsz": [64, 64]}).write(path)
+        assert isinstance(runtime_for(path), TensorRtRuntime)
+        with pytest.raises(MissingDependencyError), runtime_for(path).load(path, imgsz_px=64, threads=1):
+            pass
+        with (
+            pytest.raises(ConfigError, match="asked to run at 96"),
+            runtime_for(path).load(path, imgsz_px=96, threads=1),
+        ):
+            pass
+
+    def test_no_such_module(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tensorrt", None)
+        with pytest.raises(MissingDependencyError):
+            TensorRtRuntime().version()
+
+
+class TestRequests:
+    def test_nothing_is_overwritten(self, tmp_path):
+        out = tmp_path / "a.engine"
+        out.write_text("mine")
+        for attempt in (
+            lambda: build_engine(exported("yolov8n"), out, BuildOptions()),
+            lambda: export_engine(checkpoint("yolov8n"), imgsz_px=IMGSZ_PX, out=out),
+        ):
+            with pytest.raises(OutputError):
+                attempt()
+        assert out.read_text() == "mine"
+
+    def test_int8_needs_images(self, tmp_path):
+        with pytest.raises(DataError, match="no images"):
+            export_engine(
+                checkpoint("yolov8n"),
+                imgsz_px=IMGSZ_PX,
+                out=tmp_path / "a.engine",
+                options=BuildOptions(precision="int8"),
+            )
+
+    def test_precision_is_in_the_file_from_version_11_on(self):
+        options = BuildOptions(precision="fp16")
+        assert [onnx_precision(Version(*version), options) for version in ((8, 6), (10, 3), (11, 1))] == [
+            "fp32",
+            "fp32",
+            "fp16",
+        ]
+
+
+@without_tensorrt
+class TestTrtexec:
+    """A program in its stead that takes its words and leaves a plan."""
+
+    @pytest.fixture
+    def program(self, tmp_path, monkeypatch):
+        path = tmp_path / "bin" / "trtexec"
+        path.parent.mkdir()
+        path.write_text(
+            f"#!{sys.executable}\n"
+            "import pathlib, sys\n"
+            "print('&&&& RUNNING TensorRT.trtexec [TensorRT v8601] # trtexec')\n"
+            "words = dict(word.partition('=')[::2] for word in sys.argv[1:])\n"
+            "if '--fp16' in words:\n"
+            "    print('[I] parsing')\n"
+            "    print('[E] Error[2]: out of memory')\n"
+            "    sys.exit(1)\n"
+            "if '--saveEngine' in words:\n"
+            "    text = '\\n'.join(word for word in sys.argv[1:] if not word.startswith('--saveEngine'))\n"
+            "    pathlib.Path(words['--saveEngine']).write_text('ptrt' + text)\n"
+        )
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", str(path.parent))
+        return path
+
+    @pytest.mark.usefixtures("program")
+    def test_builds(self, tmp_path):
+        out = build_engine(exported("yolov8n"), tmp_path / "å b.engine", BuildOptions(workspace_mib=9))
+        file = EngineFile.read(out)
+        assert file.metadata["task"] == "detect"
+        words = file.plan.decode().removeprefix("ptrt").splitlines()
+        assert words == [f"--onnx={exported('yolov8n')}", "--skipInference", "--memPoolSize=workspace:9"]
+
+    @pytest.mark.usefixtures("program")
+    def test_int8_needs_an_earlier_calibration(self, tmp_path):
+        images = [np.zeros((1, 3, IMGSZ_PX, IMGSZ_PX), np.float32)]
+        calibration = Calibration(images, cache=tmp_path / "ranges")
+        options = BuildOptions(precision="int8")
+        with pytest.raises(ConfigError, match="without calibration"):
+            build_engine(exported("yolov8n"), tmp_path / "a.engine", options, calibration)
+
+    @pytest.mark.usefixtures("program")
+    def test_failure_tells_its_errors(self, tmp_path):
+        with pytest.raises(ExportError, match="out of memory") as error:
+            build_engine(exported("yolov8n"), tmp_path / "a.engine", BuildOptions(precision="fp16"))
+        assert "parsing" not in str(error.value)
+        assert {path.name for path in tmp_path.iterdir()} == {"bin"}
+
+    def test_program_that_is_no_trtexec(self, program):
+        program.write_text(f"#!{sys.executable}\nprint('hello')\n")
+        with pytest.raises(ConfigError, match="does not say its version"):
+            trtexec.trtexec_version(program)
+
+
+def test_images_are_letterboxed_for_calibration():
+    from yolo_prune.export.tensorrt import _calibration
+
+    image = cv2.resize(synthetic_images(1, 64)[0], (64, 32))
+    (made,) = _calibration([image], IMGSZ_PX, None).images
+    assert made.shape == (1, 3, IMGSZ_PX, IMGSZ_PX)
+    assert np.allclose(made[..., :16, :], 114 / 255)
