@@ -46,7 +46,8 @@ TEXTS = """() => {
     const style = getComputedStyle(element);
     const colour = rgba(element.closest("svg") ? style.fill : style.color);
     const [light, dark] = [luminance(colour), luminance(ground(element))].sort((a, b) => b - a);
-    found.push({text: element.textContent.trim().slice(0, 40), alpha: colour[3], ratio: (light + 0.05) / (dark + 0.05)});
+    const text = element.textContent.trim().slice(0, 40);
+    found.push({text, alpha: colour[3], ratio: (light + 0.05) / (dark + 0.05)});
   }
   return found;
 }"""
@@ -73,7 +74,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs with ümläuts")
     full, words = whole_run(folder / "run")
     more = dict(word.split("=", 1) for word in words)
-    begun = run_folder(folder / "begun" * 12)  # a long name has to wrap
+    begun = run_folder(folder / ("begun" * 12))  # a long name has to wrap
     for path in (begun / "summary.json", begun / "stages" / "widths.json", begun / "dense" / "sparsity.json"):
         path.unlink()
     other = run_folder(folder / "other", seed=1)
