@@ -16,6 +16,9 @@ PRUNE = ("out=slim.pt", "target_macs=0.5")
 KEY_VERBS = [name for name, verb in VERBS.items() if not verb.flags]
 """Commands that take `key=value`."""
 
+MODEL_VERBS = [name for name in KEY_VERBS if name not in ("report", "compare")]
+"""Those that read a checkpoint."""
+
 
 @dataclass(frozen=True)
 class Outcome:

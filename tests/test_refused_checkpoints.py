@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_files import Payload, save_as_host
-from command_line import KEY_VERBS, PRUNE, words_of
+from command_line import MODEL_VERBS, PRUNE, words_of
 from torch import nn
 from ultralytics.utils import SAFE_LOAD
 
@@ -25,7 +25,7 @@ class TestCheckpoints:
         words = PRUNE if verb == "prune" else ()
         assert f"holds a {type(module).__name__}" in refused(verb, "model=module.pt", *words)
 
-    @pytest.mark.parametrize("verb", KEY_VERBS)
+    @pytest.mark.parametrize("verb", MODEL_VERBS)
     def test_no_file(self, verb, desk, data, refused):
         words = words_of(verb, desk / "absent.pt", data, desk)
         assert "absent.pt'" in refused(*words)
@@ -118,7 +118,7 @@ class TestForeignClasses:
         torch.load(trap, weights_only=False)
         assert (desk / "ran").exists()  # or the tests below would prove nothing
 
-    @pytest.mark.parametrize("verb", KEY_VERBS)
+    @pytest.mark.parametrize("verb", MODEL_VERBS)
     def test_is_refused_and_does_not_run(self, verb, trap, desk, data, refused):
         words = words_of(verb, trap, data, desk)
         message = refused(*words)

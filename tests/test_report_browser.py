@@ -74,7 +74,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs with ümläuts")
     full, words = whole_run(folder / "run")
     more = dict(word.split("=", 1) for word in words)
-    begun = run_folder(folder / "begun" * 12)  # a long name has to wrap
+    begun = run_folder(folder / ("begun" * 12))  # a long name has to wrap
     for path in (begun / "summary.json", begun / "stages" / "widths.json", begun / "dense" / "sparsity.json"):
         path.unlink()
     other = run_folder(folder / "other", seed=1)

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 import yaml
-from checkpoint_files import globals_named_in
 from command_line import contents
 from test_training import KILLED, epochs_in
+from torch import nn
 
 from yolo_prune.errors import OutputError
 from yolo_prune.hosts.slim import MARKER, widths
@@ -34,7 +35,7 @@ SETTINGS = {
     "threads": 1,
 }
 STAGES = (
-    *("dense", "prune", "finetune", "evaluate_dense", "evaluate_slim"),
+    *("dense", "prune", "finetune", "evaluate_dense", "evaluate_slim", "widths", "detections"),
     *("export_dense_onnx", "export_slim_onnx", "benchmark"),
 )
 
@@ -74,24 +75,24 @@ def test_killed_twice_it_goes_on_where_it_stopped(command, tiny_data, tmp_path):
     settings, folder = write_settings(tmp_path / "settings.yaml", tiny_data), tmp_path / "run"
 
     # In the second of three epochs of training: the dense one and the first of fine-tuning are done.
-    assert "[3/8] finetune" in run_until_killed("on_train_batch_end", 5, settings)
+    assert "[3/10] finetune" in run_until_killed("on_train_batch_end", 5, settings)
     first = records(folder)
     assert set(first) == {"dense", "prune"}
     assert epochs_in(folder / "slim") == [1]
 
     # In the second export: the working folder of the exporter is left behind.
     printed = run_until_killed("on_export_start", 2, settings)
-    assert "[2/8] prune: done before" in printed
+    assert "[2/10] prune: done before" in printed
     assert "Resuming training" in printed
     second = records(folder)
-    assert set(second) == set(STAGES[:6])
+    assert set(second) == set(STAGES[:8])
     assert {name: second[name] for name in first} == first
     assert epochs_in(folder / "slim") == [1, 2]
     assert list((folder / "exports").glob(".*"))
 
     done = command("run", settings, f"json={tmp_path / 'summary.json'}")
     assert done.code == 0
-    assert "[6/8] export_dense_onnx: done before" in done.out
+    assert "[8/10] export_dense_onnx: done before" in done.out
     third = records(folder)
     assert set(third) == set(STAGES)
     assert {name: third[name] for name in second} == second
@@ -112,7 +113,7 @@ def test_the_fine_tune_may_prune_and_be_taught_by_the_dense_model(command, tiny_
     steps = {"target_macs": 0.5, "prune_every": 1, "prune_steps": 2, "prune_batches": 1, "distill": "dense"}
     more = {"prune": {}, "finetune": {**TRAINING, "epochs": 3, **steps}, "control": True}
     settings, folder = write_settings(tmp_path / "settings.yaml", tiny_data, **more), tmp_path / "run"
-    assert "[2/11] finetune" in run_until_killed("on_train_batch_end", 6, settings)  # the second of its epochs
+    assert "[2/13] finetune" in run_until_killed("on_train_batch_end", 6, settings)  # the second of its epochs
     assert command("run", settings).code == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["costs"]["slim"]["macs"] <= 0.5 * summary["costs"]["dense"]["macs"]
@@ -149,6 +150,9 @@ def test_what_is_pruned_may_be_rewritten_first(command, dense_checkpoint, tiny_d
         ({"rewrite": {"shortcuts": "keep"}}, "unknown shortcuts 'keep'"),
         ({"rewrite": {"out": "plain.pt"}}, "unknown key 'out'"),
         ({"finetune": {"epochs": 2, "sparsity": "much"}}, "sparsity"),
+        ({"direct": {"criterion": "best"}}, "unknown criterion 'best'"),
+        ({"direct": {"out": "x.pt"}}, "unknown key 'out'"),
+        ({"smaller": "absent.pt"}, "absent.pt"),
     ],
 )
 def test_methods_that_cannot_be_run_are_refused_before_the_first_training(command, tiny_data, tmp_path, more, said):
@@ -172,10 +176,28 @@ def assert_complete(folder: Path, printed: str) -> None:
     assert set(summary["latency_ms"]) == {"dense_pytorch", "slim_pytorch", "dense_onnx", "slim_onnx"}
     assert set(summary["parity"]) == {"dense_onnx", "slim_onnx"}
     assert summary["evaluations"]["slim"]["val"]["images"] == 8
+    assert_shown(folder, slim)
     table = (folder / "summary.md").read_text()
     for shown in (table, printed):
         assert all(word in shown for word in ("dense", "slim", "MACs", "mAP50-95 val", "onnx ms"))
     assert "| dense" in table
+
+
+def assert_shown(folder: Path, slim: nn.Module) -> None:
+    """Assert that what a report shows of models is theirs."""
+    layers = json.loads((folder / "stages" / "widths.json").read_text())
+    assert layers["slim"] == {path: size[0] for path, size in widths(slim).items()}
+    assert [*layers["dense"]] == [*layers["slim"]]
+    assert layers["dense"]["model.0.conv"] == 16
+    record = json.loads((folder / "stages" / "detections.json").read_text())
+    assert [image["image"] for image in record["images"]] == sorted(image["image"] for image in record["images"])
+    assert len(record["images"]) == 4
+    for image in record["images"]:
+        for model in ("dense", "slim"):
+            assert cv2.imread(str(folder / image["models"][model]["file"])) is not None
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg;base64,") == 8
+    assert "This report lacks" not in page
 
 
 def assert_others_are_refused(command, settings: Path, folder: Path) -> None:
@@ -187,29 +209,6 @@ def assert_others_are_refused(command, settings: Path, folder: Path) -> None:
         assert f"holds a run with other settings: {key}" in refused.err
         assert "choose another out=" in refused.err
     assert contents(folder) == before
-
-
-@pytest.mark.slow
-def test_a_trained_checkpoint_and_a_control(command, tiny_data, dense_checkpoint, tmp_path):
-    """No dense training; the control has the slim widths, but neither the weights nor their history."""
-    settings = write_settings(
-        tmp_path / "settings.yaml",
-        tiny_data,
-        **{"model": str(dense_checkpoint), "train": {"epochs": 0}, "finetune": TRAINING},
-        **{"control": True, "splits": ["val", "test"], "formats": [], "seed": 7},
-    )
-    assert command("run", settings).code == 0
-    folder = tmp_path / "run"
-    summary = json.loads((folder / "summary.json").read_text())
-    assert list(summary["evaluations"]) == ["dense", "slim", "control"]
-    assert all(list(figures) == ["val", "test"] for figures in summary["evaluations"].values())
-    assert summary["costs"]["control"] == summary["costs"]["slim"]
-    control, slim = (read_checkpoint(folder / name / "weights" / "last.pt").model for name in ("control", "slim"))
-    assert widths(control) == widths(slim)
-    first = "model.0.conv.weight"
-    pruned, start = (read_checkpoint(folder / name).model.state_dict()[first] for name in ("pruned.pt", "control.pt"))
-    assert abs(float((pruned * start).sum() / pruned.norm() / start.norm())) < 0.5
-    assert not [name for name in globals_named_in(folder / "control.pt") if name.startswith("yolo_prune")]
 
 
 class TestFolders:
