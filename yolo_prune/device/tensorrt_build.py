@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterable
+from typing import TYPE_CHECKING, Any, Callable, Iterable  # Python 3.8 cannot subscript that of collections.abc
 
 from yolo_prune.device.calibration import Calibration, calibrator
 from yolo_prune.device.cuda import Stream
@@ -15,7 +15,7 @@ from yolo_prune.device.onnx_facts import OnnxFacts
 from yolo_prune.device.runtimes.base import Precision
 from yolo_prune.device.runtimes.engine_file import EngineFile
 from yolo_prune.device.tensorrt_library import Messages, Version, is_installed, require_tensorrt
-from yolo_prune.device.tensorrt_recipe import BuildOptions, Recipe, make_recipe
+from yolo_prune.device.tensorrt_recipe import BITS, BuildOptions, Recipe, make_recipe
 from yolo_prune.device.trtexec import find_trtexec, run_trtexec, trtexec_command, trtexec_version
 from yolo_prune.errors import ConfigError, ExportError
 from yolo_prune.files import new_file, refuse_existing
@@ -23,7 +23,6 @@ from yolo_prune.files import new_file, refuse_existing
 if TYPE_CHECKING:
     import tensorrt as trt
 
-_BITS = {"fp32": None, "fp16": 16, "int8": 8}  # as the host notes them
 Progress = Callable[[str], None]
 
 
@@ -95,7 +94,7 @@ def engine_metadata(facts: OnnxFacts, options: BuildOptions) -> dict[str, Any]:
     arguments = ast.literal_eval(facts.metadata.get("args", "{}"))
     batch = {"batch": options.batch.most} if options.batch else {}
     dla = {} if options.dla_core is None else {"dla": options.dla_core}  # the host selects the core by it
-    return {**facts.metadata, "args": {**arguments, "quantize": _BITS[options.precision], **batch}, **batch, **dla}
+    return {**facts.metadata, "args": {**arguments, "quantize": BITS[options.precision], **batch}, **batch, **dla}
 
 
 def _build_with(program: Path, request: Request, facts: OnnxFacts) -> bytes:

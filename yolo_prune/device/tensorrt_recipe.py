@@ -19,6 +19,9 @@ from yolo_prune.errors import ConfigError
 STRONGLY_TYPED = 11
 """First major version that takes the precision from the ONNX file alone."""
 
+BITS: Mapping[Precision, int | None] = {"fp32": None, "fp16": 16, "int8": 8}
+"""What the host notes of a precision in an artefact's metadata."""
+
 _OLDEST = (8, 5)  # the first with tensors called by name; JetPack 5.1 has it, JetPack 5.0 has 8.4
 _PRECISIONS: Sequence[Precision] = ("fp32", "fp16", "int8")
 _COMPUTING = {"Add", "Conv", "Cos", "Div", "MatMul", "Mul", "Sigmoid", "Sin", "Softmax", "Sub"}  # others move values

@@ -17,7 +17,7 @@ from yolo_prune.device.detections import letterbox
 from yolo_prune.device.onnx_facts import OnnxFacts
 from yolo_prune.device.runtimes import Array
 from yolo_prune.device.runtimes.base import Precision
-from yolo_prune.device.tensorrt_recipe import decoding_nodes, last_convolutions
+from yolo_prune.device.tensorrt_recipe import BITS, decoding_nodes, last_convolutions
 from yolo_prune.errors import DataError
 from yolo_prune.export.half_precision import to_half
 from yolo_prune.files import new_file
@@ -30,8 +30,6 @@ OPSET = 17
 # and 24 others: the score of anchors above 0.25 is off by 0.046 in the mean; by 0.113 with 99.9, by 0.052 with 99.999,
 # by 0.085 with the largest activation or with ONNX Runtime's entropy.
 _PERCENTILE = 99.99
-
-_BITS = {"fp32": None, "fp16": 16, "int8": 8}  # as the host notes them
 
 
 def export_typed_onnx(
@@ -106,7 +104,7 @@ def set_precision(onnx: Path, precision: Precision, *, images: Sequence[Array] =
         model = quantise(onnx, images, batch=batch)
     for entry in model.metadata_props:
         if entry.key == "args":
-            entry.value = str({**ast.literal_eval(entry.value), "quantize": _BITS[precision]})
+            entry.value = str({**ast.literal_eval(entry.value), "quantize": BITS[precision]})
     package.save(model, onnx)
 
 
