@@ -11,6 +11,7 @@ from yolo_prune.device.runtimes.engine_file import EngineFile
 from yolo_prune.device.tensorrt_build import engine_metadata
 from yolo_prune.device.tensorrt_recipe import BatchRange, BuildOptions
 from yolo_prune.errors import ConfigError, OutputError
+from yolo_prune.export.metadata import read_metadata, write_metadata
 
 PLAN = b"ptrt" + bytes(range(256))
 
@@ -81,3 +82,13 @@ class TestDamaged:
         with pytest.raises(OutputError):
             EngineFile(plan=PLAN).write(path)
         assert path.read_text() == "mine"
+
+
+def test_provenance_is_added_before_the_plan(tmp_path):
+    path = tmp_path / "slim.engine"
+    EngineFile(b"\x00plan", {"stride": 32}).write(path)
+    write_metadata(path, {"yolo_prune": {"macs": 7}})
+    write_metadata(path, {"yolo_prune": {"macs": 8}})
+    assert read_metadata(path) == {"stride": 32, "yolo_prune": '{"macs": 8}'}
+    assert EngineFile.read(path).plan == b"\x00plan"
+    assert list(tmp_path.iterdir()) == [path]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import stat
 import sys
 
-import cv2
 import numpy as np
 import pytest
 from exported_onnx import IMGSZ_PX, checkpoint, exported
 
+from yolo_prune.cli import main
 from yolo_prune.device import trtexec
 from yolo_prune.device.calibration import Calibration
 from yolo_prune.device.cuda import CudaError, load_cuda
-from yolo_prune.device.images import synthetic_images
 from yolo_prune.device.runtimes import TensorRtRuntime
 from yolo_prune.device.runtimes.engine_file import EngineFile
 from yolo_prune.device.tensorrt_build import build_engine
@@ -113,6 +112,19 @@ class TestRequests:
                 options=BuildOptions(precision="int8"),
             )
 
+    @pytest.mark.parametrize("words", [[], ["half=true"], ["dla=0", "half=true"]])
+    def test_the_verb_says_where_an_engine_is_built(self, words, tmp_path, capsys):
+        out = tmp_path / "exports"
+        command = ["export", f"model={checkpoint('yolov8n')}", f"out={out}", "format=onnx,engine", f"imgsz={IMGSZ_PX}"]
+        assert main([*command, *words]) == 2
+        assert "yolo-prune bundle target=jetson" in capsys.readouterr().err
+        assert not out.exists()
+
+    def test_settings_of_an_engine_are_for_engines(self, tmp_path, capsys):
+        command = ["export", f"model={checkpoint('yolov8n')}", f"out={tmp_path / 'a'}", "format=onnx", "sparse=true"]
+        assert main(command) == 2
+        assert "format=engine" in capsys.readouterr().err
+
     def test_precision_is_in_the_file_from_version_11_on(self):
         options = BuildOptions(precision="fp16")
         assert [onnx_precision(Version(*version), options) for version in ((8, 6), (10, 3), (11, 1))] == [
@@ -174,12 +186,3 @@ class TestTrtexec:
         program.write_text(f"#!{sys.executable}\nprint('hello')\n")
         with pytest.raises(ConfigError, match="does not say its version"):
             trtexec.trtexec_version(program)
-
-
-def test_images_are_letterboxed_for_calibration():
-    from yolo_prune.export.tensorrt import _calibration
-
-    image = cv2.resize(synthetic_images(1, 64)[0], (64, 32))
-    (made,) = _calibration([image], IMGSZ_PX, None).images
-    assert made.shape == (1, 3, IMGSZ_PX, IMGSZ_PX)
-    assert np.allclose(made[..., :16, :], 114 / 255)

@@ -1,7 +1,7 @@
 """What an artefact says about itself: the host's metadata, read and added to in place.
 
-ONNX files hold strings in `metadata_props`, folders of NCNN and OpenVINO a `metadata.yaml`; an entry of ours is a JSON
-string in either, which the host passes over.
+ONNX files hold strings in `metadata_props`, folders of NCNN and OpenVINO a `metadata.yaml`, engines a JSON object
+before their plan; an entry of ours is a JSON string in each, which the host passes over.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from typing import Any
 import yaml
 
 from yolo_prune.device.runtimes.base import import_runtime, unreadable
+from yolo_prune.device.runtimes.engine_file import EngineFile
 from yolo_prune.files import new_file
+
+ENGINE = ".engine"
+"""How the file of an engine ends."""
 
 
 def read_metadata(artefact: Path) -> dict[str, Any]:
@@ -31,6 +35,8 @@ def read_metadata(artefact: Path) -> dict[str, Any]:
             if not isinstance(found, dict):
                 raise ValueError("metadata.yaml holds no mapping")
             return found
+        if artefact.suffix == ENGINE:
+            return dict(EngineFile.read(artefact).metadata)
         return {entry.key: entry.value for entry in _load(artefact).metadata_props}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise unreadable(artefact, error) from error
@@ -59,6 +65,9 @@ def write_metadata(
     if artefact.is_dir():
         with new_file(artefact / "metadata.yaml", replace=True) as temporary:
             temporary.write_text(yaml.safe_dump({**found, **added}, sort_keys=False, allow_unicode=True), "utf-8")
+        return
+    if artefact.suffix == ENGINE:
+        EngineFile(EngineFile.read(artefact).plan, {**found, **added}).write(artefact, replace=True)
         return
     onnx, model = import_runtime("onnx", purpose="write what an ONNX file says about itself"), _load(artefact)
     onnx.helper.set_model_props(model, {**found, **{key: str(value) for key, value in added.items()}})

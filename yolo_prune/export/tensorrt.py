@@ -7,15 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from yolo_prune.device.calibration import Calibration
-from yolo_prune.device.detections import letterbox
-from yolo_prune.device.runtimes.base import Precision
+from yolo_prune.device.runtimes.base import Array, Precision
 from yolo_prune.device.tensorrt_build import build_engine
 from yolo_prune.device.tensorrt_library import Version, require_tensorrt
 from yolo_prune.device.tensorrt_recipe import STRONGLY_TYPED, BatchRange, BuildOptions
+from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.export.onnx_contract import require_contract
 from yolo_prune.export.tensorrt_onnx import export_typed_onnx, require_images
 from yolo_prune.files import refuse_existing
@@ -29,7 +26,7 @@ def export_engine(
     options: BuildOptions | None = None,
     batch: int = 1,
     dynamic: bool = False,
-    images: Sequence[NDArray[np.uint8]] = (),
+    images: Sequence[Array] = (),
     end_to_end: bool = False,
     timing_cache: Path | None = None,
     calibration_cache: Path | None = None,
@@ -45,7 +42,7 @@ def export_engine(
         options: Precision, accelerator, sparse units; shapes are taken from here.
         batch: Images in a call; the most of them if `dynamic`.
         dynamic: Take any number of images up to `batch`; the engine is tuned for `batch`.
-        images: For int8: BGR, of any size, of the kind that the model will see.
+        images: For int8: inputs (1, 3, imgsz_px, imgsz_px), letterboxed as they will be.
         end_to_end: See `export_model`.
         timing_cache: See `build_engine`.
         calibration_cache: See `Calibration`; up to TensorRT 10 only.
@@ -65,7 +62,7 @@ def export_engine(
     refuse_existing(out)
     if options.precision == "int8":
         require_images(images)
-    version, _ = require_tensorrt()  # before minutes of work
+    version = require_builder()  # before minutes of work
     shaped = replace(options, imgsz_px=imgsz_px, batch=BatchRange(1, batch, batch) if dynamic else None)
     with tempfile.TemporaryDirectory(prefix="engine.") as folder:
         onnx = export_typed_onnx(
@@ -83,18 +80,30 @@ def export_engine(
             onnx,
             out,
             shaped,
-            _calibration(images, imgsz_px, calibration_cache) if options.precision == "int8" else None,
+            Calibration(images, cache=calibration_cache) if options.precision == "int8" else None,
             timing_cache=timing_cache,
             verbose=verbose,
             progress=progress,
         )
 
 
+def require_builder() -> Version:
+    """Return the version of the TensorRT that builds engines on this machine.
+
+    Raises:
+        ConfigError: There is none, or no GPU.
+    """
+    try:
+        version, _ = require_tensorrt()
+    except YoloPruneError as error:
+        raise ConfigError(
+            f"no engine can be built on this machine: {error.found}",
+            expected="TensorRT and the GPU that will run the engine: it fits no other ones",
+            remedy=f"build it on the device, with what `yolo-prune bundle target=jetson` makes; or {error.remedy}",
+        ) from error
+    return version
+
+
 def onnx_precision(version: Version, options: BuildOptions) -> Precision:
     """Return the precision that the ONNX file has to hold: the engine's own where the network is strongly typed."""
     return options.precision if version.major >= STRONGLY_TYPED else "fp32"
-
-
-def _calibration(images: Sequence[NDArray[np.uint8]], imgsz_px: int, cache: Path | None) -> Calibration:
-    """Letterbox images as they will be."""
-    return Calibration([letterbox(image, imgsz_px)[0] for image in images], cache=cache)

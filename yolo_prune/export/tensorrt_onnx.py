@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from yolo_prune.device.detections import letterbox
 from yolo_prune.device.onnx_facts import OnnxFacts
 from yolo_prune.device.runtimes import Array
 from yolo_prune.device.runtimes.base import Precision
@@ -38,7 +36,7 @@ def export_typed_onnx(
     imgsz_px: int,
     out: Path,
     precision: Precision = "fp32",
-    images: Sequence[NDArray[np.uint8]] = (),
+    images: Sequence[Array] = (),
     batch: int = 1,
     dynamic: bool = False,
     end_to_end: bool = False,
@@ -52,7 +50,7 @@ def export_typed_onnx(
         imgsz_px: Side of the square input.
         out: Where the file shall stand; nothing may stand there yet.
         precision: fp16: weights and activations in 16 bits, inputs and outputs in 32. int8: see `quantise`.
-        images: For int8: BGR, of any size, of the kind that the model will see.
+        images: For int8: inputs (1, 3, imgsz_px, imgsz_px), letterboxed as they will be.
         batch: Images in a call; the most of them if `dynamic`.
         dynamic: Leave batch size and image side open; an engine fixes or bounds them.
         end_to_end: See `export_model`.
@@ -78,7 +76,7 @@ def export_typed_onnx(
             batch=batch,
             dynamic=dynamic,
         )
-        set_precision(temporary, precision, images=[letterbox(image, imgsz_px)[0] for image in images], batch=batch)
+        set_precision(temporary, precision, images=images, batch=batch)
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 
 from yolo_prune.device.detections import letterbox
 from yolo_prune.device.runtimes.base import Array, Precision
+from yolo_prune.device.tensorrt_recipe import BuildOptions
 from yolo_prune.errors import DataError, ParityError
 from yolo_prune.export.accuracy import Accuracy, measure_accuracy
 from yolo_prune.export.parity import ParityReport, check_parity
 from yolo_prune.export.provenance import provenance_of, write_provenance
 from yolo_prune.export.quantization import quantize, require_quantizer
+from yolo_prune.export.tensorrt import export_engine, require_builder
 from yolo_prune.files import cannot_write, parent_folders, refuse_existing, write_json
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import task_of
@@ -38,6 +41,23 @@ FAILED = ".failed"
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How TensorRT builds; see `BuildOptions`.
+
+    Attributes:
+        workspace_mib: Memory for scratch, MiB.
+        dla_core: Deep learning accelerator of a Jetson.
+        sparse: Use the sparse units where weights are 2:4 sparse.
+        timing_cache: File of timings that a build reads and adds to.
+    """
+
+    workspace_mib: int | None = None
+    dla_core: int | None = None
+    sparse: bool = False
+    timing_cache: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Variant:
     """What an artefact is to be.
 
@@ -46,7 +66,8 @@ class Variant:
         precision: How it stores its weights.
         imgsz_px: Side of the square input.
         batch: Images of a call.
-        dynamic: It takes other numbers and sizes of images as well.
+        dynamic: It takes other numbers and sizes of images as well; of an engine, other numbers up to `batch`.
+        engine: For an engine.
     """
 
     format: str
@@ -54,6 +75,7 @@ class Variant:
     precision: Precision = "fp32"
     batch: int = 1
     dynamic: bool = False
+    engine: EngineSettings = EngineSettings()
 
     def path(self, folder: Path, stem: str) -> Path:
         """Return where the artefact of a checkpoint stands: several precisions side by side."""
@@ -66,10 +88,23 @@ class Variant:
             ConfigError: The format is unknown, or cannot be made here or with these inputs.
             MissingDependencyError: A package that it needs is not installed.
         """
-        require_packages(self.format)
+        if self.format == "engine":
+            self.build_options()
+            require_builder()
+        require_packages("onnx" if self.format == "engine" else self.format)
         require_shapes(self.format, batch=self.batch, dynamic=self.dynamic)
-        if self.precision == "int8":
+        if self.precision == "int8" and self.format != "engine":
             require_quantizer(self.format)
+
+    def build_options(self) -> BuildOptions:
+        """Return what is asked of TensorRT."""
+        settings = self.engine
+        return BuildOptions(
+            precision=self.precision,
+            workspace_mib=settings.workspace_mib,
+            dla_core=settings.dla_core,
+            sparse=settings.sparse,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +151,8 @@ def export_one(
     """
     variant = Variant(format=format_name, imgsz_px=imgsz_px, **more)
     out = variant.path(folder, source.stem)
+    if variant.format == "engine":
+        return _engine(source, variant, out, calibration)
     if variant.precision != "int8":
         return _export(source, variant, out)
     refuse_existing(out)
@@ -128,6 +165,21 @@ def export_one(
     except OSError as error:
         raise cannot_write(out, error) from error
     return out
+
+
+def _engine(source: Path, variant: Variant, out: Path, calibration: Sequence[Array]) -> Path:
+    """Let TensorRT build."""
+    return export_engine(
+        source,
+        imgsz_px=variant.imgsz_px,
+        out=out,
+        options=variant.build_options(),
+        batch=variant.batch,
+        dynamic=variant.dynamic,
+        images=calibration,
+        timing_cache=variant.engine.timing_cache,
+        progress=lambda text: print(text, file=sys.stderr, flush=True),
+    )
 
 
 def _batches(images: Sequence[Array], size: int) -> list[Array]:
@@ -183,7 +235,15 @@ def export_proved(
     aside = out.with_name(out.name + FAILED)
     refuse_existing(aside)
     shape = {"precision": variant.precision, "batch": variant.batch, "dynamic": variant.dynamic}
-    path = export_one(source.path, folder, variant.format, imgsz_px=variant.imgsz_px, calibration=calibration, **shape)
+    path = export_one(
+        source.path,
+        folder,
+        variant.format,
+        imgsz_px=variant.imgsz_px,
+        calibration=calibration,
+        engine=variant.engine,
+        **shape,
+    )
     told = provenance_of(
         source, imgsz_px=variant.imgsz_px, precision=variant.precision, calibration_images=len(calibration)
     )

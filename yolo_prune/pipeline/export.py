@@ -17,6 +17,7 @@ from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.pipeline.artefacts import (
     FAILED,
     SUFFIXES,
+    EngineSettings,
     Exported,
     Variant,
     calibration_inputs,
@@ -50,6 +51,10 @@ class ExportConfig:
     map: bool = setting(True, help="with data=: measure mAP of checkpoint and artefacts on the whole split")
     calibration: int = setting(**CALIBRATION)
     threads: int = setting(1, help="threads of each runtime while it is compared")
+    workspace: int | None = setting(None, help="engine only: TensorRT's memory for scratch", unit="MiB")
+    dla: int | None = setting(None, help="engine only: accelerator of a Jetson that runs what it can")
+    sparse: bool = setting(False, help="engine only: use sparse units where weights are 2:4 sparse")
+    timing_cache: str | None = setting(None, help="engine only: file of timings, read and added to")
     json: str | None = json_setting("the parity figures")
 
     def precision(self) -> Precision:
@@ -158,9 +163,22 @@ def _variants(config: ExportConfig) -> list[Variant]:
             expected="a data yaml: 8 bit is calibrated on images of its train split",
             remedy="data=your.yaml, or half=true, which needs none",
         )
+    engine = EngineSettings(
+        workspace_mib=config.workspace,
+        dla_core=config.dla,
+        sparse=config.sparse,
+        timing_cache=Path(config.timing_cache) if config.timing_cache else None,
+    )
+    if engine != EngineSettings() and "engine" not in formats:
+        raise ConfigError(
+            f"workspace, dla, sparse or timing_cache with format={config.format}",
+            expected="format=engine: they are TensorRT's",
+            remedy="leave them out",
+        )
     return [
         Variant(
-            format=name, imgsz_px=config.imgsz, precision=precision, batch=config.batch, dynamic=config.dynamic
+            format=name, imgsz_px=config.imgsz, precision=precision, batch=config.batch, dynamic=config.dynamic,
+            engine=engine,
         )
         for name in formats
     ]  # fmt: skip

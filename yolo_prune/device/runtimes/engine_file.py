@@ -46,14 +46,14 @@ class EngineFile:
             raise unreadable(path, "it holds no plan")
         return cls(plan=data[plan_at:], metadata=metadata)
 
-    def write(self, path: Path) -> None:
-        """Write an engine where nothing stands yet, complete or not at all.
+    def write(self, path: Path, *, replace: bool = False) -> None:
+        """Write an engine, complete or not at all.
 
         Raises:
-            OutputError: Something stands there, or it cannot be written.
+            OutputError: Something stands there and `replace` is false, or it cannot be written.
         """
         text = json.dumps(self.metadata).encode("utf-8")
-        with new_file(path) as temporary:
+        with new_file(path, replace=replace) as temporary:
             temporary.write_bytes(len(text).to_bytes(_LENGTH, "little") + text + self.plan)
 
 

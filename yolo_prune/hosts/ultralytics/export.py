@@ -90,15 +90,9 @@ def require_packages(format: str) -> None:  # noqa: A002
     """Refuse a format that is unknown or for which a package is missing.
 
     Raises:
-        ConfigError: The format is unknown, or an engine, which only the device itself can build.
+        ConfigError: The format is unknown.
         MissingDependencyError: A package that it needs is not installed.
     """
-    if format == "engine":
-        raise ConfigError(
-            "format 'engine' on this machine",
-            expected="the GPU and the TensorRT that will run it: an engine fits no other ones",
-            remedy="build it on the device: `yolo-prune bundle model=... target=jetson` makes what that takes",
-        )
     if format not in _PACKAGES:
         raise ConfigError(
             f"unknown export format '{format}'", expected=f"one of {', '.join(_PACKAGES)}", remedy="correct `format`"
