@@ -69,8 +69,9 @@ class TestNotInstalled:
         assert not list(tmp_path.iterdir())
 
     def test_export(self, tmp_path):
-        with pytest.raises(MissingDependencyError):
+        with pytest.raises(ConfigError, match="package 'tensorrt' is not installed") as error:
             export_engine(checkpoint("yolov8n"), imgsz_px=IMGSZ_PX, out=tmp_path / "a.engine")
+        assert "yolo-prune[tensorrt]" in str(error.value)
         assert not list(tmp_path.iterdir())
 
     def test_run(self, tmp_path):
