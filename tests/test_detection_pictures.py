@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,7 @@ def test_a_picture_shows_what_the_host_finds(dense_checkpoint, tiny_data, tmp_pa
     from ultralytics import YOLO
 
     source, out = image_files(tiny_data, "val")[0], tmp_path / "ein Bild.jpg"
-    for confidence in (0.0001, 0.99):
+    for confidence in (0.0001, 1.0):
         found = draw_detections(dense_checkpoint, [source], [out], imgsz_px=64, confidence=confidence)
         expected = YOLO(str(dense_checkpoint)).predict(cv2.imread(str(source)), imgsz=64, conf=confidence)[0]
         assert found == [len(expected)]
@@ -56,3 +57,15 @@ def test_images_are_spread_over_the_split_and_the_same_for_all(dense_checkpoint,
         files = [Path(shown["file"]) for shown in image["models"].values()]
         assert len(set(files)) == 2
         assert all((tmp_path / file).is_file() for file in files)
+
+
+def test_a_damaged_image_of_the_split_is_left_out(dense_checkpoint, tiny_data, tmp_path):
+    """Hours of training lie behind this stage, and the host went past that image."""
+    shutil.copytree(tiny_data.parent, tmp_path / "data")
+    first = image_files(tmp_path / "data" / tiny_data.name, "val")[0]
+    first.write_bytes(b"no image")
+    record = side_by_side(
+        {"dense": dense_checkpoint}, tmp_path, data=tmp_path / "data" / tiny_data.name, split="val", imgsz_px=64
+    )
+    assert len(record["images"]) == 3
+    assert first.name not in [image["image"] for image in record["images"]]

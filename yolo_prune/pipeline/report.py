@@ -10,7 +10,8 @@ from yolo_prune.configuration import json_setting, setting
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import new_file, require_new_outputs
 from yolo_prune.report.comparison import Comparison, called, render_comparison
-from yolo_prune.report.records import Run, read_run
+from yolo_prune.report.reading import read_run
+from yolo_prune.report.records import Run
 from yolo_prune.report.report import render_report
 from yolo_prune.report.sentence import sentences
 

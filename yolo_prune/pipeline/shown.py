@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from yolo_prune.hosts.slim import widths
@@ -50,10 +51,11 @@ def side_by_side(
         imgsz_px: Side of the input.
 
     Raises:
-        YoloPruneError: An image cannot be read, or a picture cannot be written.
+        YoloPruneError: The split is not there, or a picture cannot be written.
     """
     files = image_files(data, split)
-    chosen = [files[index] for index in np.unique(np.linspace(0, len(files) - 1, IMAGES).round().astype(int))]
+    spread = [files[index] for index in np.unique(np.linspace(0, len(files) - 1, IMAGES).round().astype(int))]
+    chosen = [file for file in spread if cv2.imread(str(file)) is not None]  # the host trains past damaged images, too
     images: list[dict[str, Any]] = [{"image": file.name, "models": {}} for file in chosen]
     for name, model in checkpoints.items():
         pictures = [Path(FOLDER, f"{index}_{name}.jpg") for index in range(len(chosen))]

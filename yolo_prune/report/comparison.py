@@ -8,8 +8,8 @@ from typing import Any
 
 from yolo_prune import __version__
 from yolo_prune.report.pages import page
-from yolo_prune.report.plots import PRECISION, compared
-from yolo_prune.report.records import HASHES, MODELS, Model, Run
+from yolo_prune.report.plots import compared
+from yolo_prune.report.records import HASHES, MODELS, PRECISION, Model, Run
 from yolo_prune.report.summary import in_words
 from yolo_prune.report.table import quantity, render
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from yolo_prune.report.figures import COLOURS, MARKERS, Plot, drawing
-from yolo_prune.report.records import Candidate, Model, Run, SparsityCourse, Tuned, Width
+from yolo_prune.report.records import PRECISION, Candidate, Model, Run, SparsityCourse, Tuned, Width
 from yolo_prune.report.table import quantity
 
 HALF, WIDE = (4.7, 3.3), (9.6, 3.0)
@@ -17,8 +17,6 @@ HALF, WIDE = (4.7, 3.3), (9.6, 3.0)
 
 RIDGES = 9
 """Epochs whose distribution is drawn."""
-
-PRECISION = "mAP50-95"
 
 
 def colour(name: str) -> str:

@@ -16,8 +16,8 @@ from yolo_prune.report import plots
 from yolo_prune.report.embedded import embedded
 from yolo_prune.report.figures import Plot
 from yolo_prune.report.pages import page
-from yolo_prune.report.records import HASHES, MODELS, Model, Run, Tuned
-from yolo_prune.report.sentence import PRECISION, sentences
+from yolo_prune.report.records import HASHES, MODELS, PRECISION, Model, Run, Tuned
+from yolo_prune.report.sentence import sentences
 from yolo_prune.report.summary import in_words
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from yolo_prune.report.records import Model, Run
+from yolo_prune.report.records import PRECISION, Model, Run
 from yolo_prune.report.summary import in_words
-
-PRECISION = "mAP50-95"
 
 
 def sentences(run: Run) -> list[str]:
