@@ -31,12 +31,13 @@ Path(HOST_SETTINGS.name, "Ultralytics").mkdir()
 shutil.copy(FONTS / "DejaVuSans.ttf", Path(HOST_SETTINGS.name, "Ultralytics", "Arial.ttf"))  # or it would download one
 
 import ultralytics.utils  # noqa: E402, F401  # the host first, as in a user's script: before us it is not yet guarded
-from bundles import NAME, Runner, make  # noqa: E402
+from bundles import NAME, Runner, make, talkative  # noqa: E402
 from checkpoint_files import save_as_host  # noqa: E402
 from command_line import Command, contents, write_yaml  # noqa: E402
 from models import lively  # noqa: E402
 from shapes import draw_dataset  # noqa: E402
 
+from yolo_prune.hosts.ultralytics.evaluation import image_files  # noqa: E402
 from yolo_prune.pipeline.prune import prune  # noqa: E402
 from yolo_prune.pipeline.prune_config import PruneConfig  # noqa: E402
 
@@ -91,16 +92,23 @@ def slim_checkpoint(tmp_path_factory, dense_checkpoint):
 
 
 @pytest.fixture(scope="session")
-def cpu_bundle(tmp_path_factory, slim_checkpoint, tiny_data):
-    """A bundle of `slim_checkpoint` for target cpu, in a folder of a difficult name; not to be changed."""
-    return make(slim_checkpoint, tmp_path_factory.mktemp("bundle") / NAME, "cpu", data=str(tiny_data))
+def finding_checkpoint(tmp_path_factory, slim_checkpoint, tiny_data):
+    """`slim_checkpoint` with scores high enough that it finds things."""
+    image = image_files(tiny_data, "val")[0]
+    return talkative(slim_checkpoint, image, tmp_path_factory.mktemp("finding") / "slim.pt")
 
 
 @pytest.fixture(scope="session")
-def jetson_bundle(tmp_path_factory, slim_checkpoint, tiny_data):
-    """A bundle of `slim_checkpoint` for a Jetson, with calibration images; not to be changed."""
+def cpu_bundle(tmp_path_factory, finding_checkpoint, tiny_data):
+    """A bundle of `finding_checkpoint` for target cpu, in a folder of a difficult name; not to be changed."""
+    return make(finding_checkpoint, tmp_path_factory.mktemp("bundle") / NAME, "cpu", data=str(tiny_data))
+
+
+@pytest.fixture(scope="session")
+def jetson_bundle(tmp_path_factory, finding_checkpoint, tiny_data):
+    """A bundle of `finding_checkpoint` for a Jetson, with calibration images; not to be changed."""
     out = tmp_path_factory.mktemp("jetson") / NAME
-    return make(slim_checkpoint, out, "jetson", data=str(tiny_data), int8=True, calibration=3)
+    return make(finding_checkpoint, out, "jetson", data=str(tiny_data), int8=True, calibration=3)
 
 
 @pytest.fixture

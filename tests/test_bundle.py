@@ -54,12 +54,12 @@ class TestFolder:
         assert all((jetson_bundle / name).is_file() for name in found["calibration"])
         assert "tensorrt" not in (jetson_bundle / "requirements-jetson.txt").read_text()  # JetPack brings it
 
-    def test_says_what_the_network_is(self, cpu_bundle, slim_checkpoint):
+    def test_says_what_the_network_is(self, cpu_bundle, finding_checkpoint):
         found = manifest(cpu_bundle)
         network, provenance = found["network"], found["provenance"]
         assert (network["name"], network["task"], network["imgsz_px"]) == ("slim", "detect", IMGSZ_PX)
         assert (len(network["classes"]), network["end_to_end"], network["extras"]) == (4, False, {})
-        assert provenance["checkpoint_sha256"] == hashlib.sha256(slim_checkpoint.read_bytes()).hexdigest()
+        assert provenance["checkpoint_sha256"] == hashlib.sha256(finding_checkpoint.read_bytes()).hexdigest()
         assert provenance["macs"] < provenance["before"]["macs"]
         assert len(provenance["source_sha256"]) == 64
 
@@ -108,14 +108,14 @@ class TestReference:
         assert (placement.scale_x, placement.scale_y) == (1, 1)
         assert np.array_equal(once, again)
 
-    def test_outputs_are_those_of_pytorch(self, cpu_bundle, slim_checkpoint):
+    def test_outputs_are_those_of_pytorch(self, cpu_bundle, finding_checkpoint):
         import torch
         from ultralytics import YOLO
 
         images = [read_image(cpu_bundle / name) for name in manifest(cpu_bundle)["reference"]["images"]]
         batch = np.concatenate([letterbox(image, IMGSZ_PX)[0] for image in images])
         with torch.no_grad():
-            expected = YOLO(slim_checkpoint).model.float().eval()(torch.from_numpy(batch))[0].numpy()
+            expected = YOLO(finding_checkpoint).model.float().eval()(torch.from_numpy(batch))[0].numpy()
         with np.load(cpu_bundle / "reference" / "outputs.npz") as stored:
             assert stored.files == ["output0"]
             np.testing.assert_allclose(stored["output0"], expected, atol=1e-3)
