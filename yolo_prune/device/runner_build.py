@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+from yolo_prune.device import tensorrt_recipe as recipe
 from yolo_prune.device.bundle import Bundle
+from yolo_prune.device.calibration import Calibration
 from yolo_prune.device.detections import letterbox
 from yolo_prune.device.options import option
 from yolo_prune.device.runner_artefacts import built_folder
+from yolo_prune.device.runtimes.base import Precision
 from yolo_prune.device.sources import read_image
+from yolo_prune.device.tensorrt_build import build_engine
+from yolo_prune.device.tensorrt_library import is_installed
+from yolo_prune.device.trtexec import find_trtexec
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import refuse_existing
 
-_TRTEXEC = ("trtexec", "/usr/src/tensorrt/bin/trtexec")  # JetPack installs it beside its samples, not on PATH
 _PRECISIONS = ("fp32", "fp16", "int8")
 
 
@@ -44,18 +47,18 @@ def build(bundle: Bundle, options: BuildOptions) -> None:
     engine = out / f"{Path(onnx.path).stem}_{precision}.engine"
     refuse_existing(engine)
     _require_tensorrt()
-    tensorrt: Any = importlib.import_module("yolo_prune.device.tensorrt_build")
-    tensorrt.build_engine(
+    build_engine(
         bundle.path(onnx),
         engine,
-        tensorrt.BuildOptions(precision=precision, dla_core=None if options.dla < 0 else options.dla),
-        _calibration(tensorrt, bundle, out) if precision == "int8" else None,
+        recipe.BuildOptions(precision=precision, dla_core=None if options.dla < 0 else options.dla),
+        _calibration(bundle, out) if precision == "int8" else None,
         timing_cache=out / "timing.cache",
+        progress=print,
     )
     print(f"{engine}\nnow: python3 run.py check" + (f" out='{options.out}'" if options.out else ""))
 
 
-def _require_buildable(bundle: Bundle, options: BuildOptions) -> str:
+def _require_buildable(bundle: Bundle, options: BuildOptions) -> Precision:
     """Refuse what TensorRT need not be asked for; return the precision."""
     if bundle.engine is None:
         raise ConfigError(
@@ -72,16 +75,12 @@ def _require_buildable(bundle: Bundle, options: BuildOptions) -> str:
             expected="a bundle made with int8=true data=...",
             remedy="build with precision=fp16, or make the bundle anew",
         )
-    return precision
+    return cast(Precision, precision)
 
 
 def _require_tensorrt() -> None:
-    """Refuse a machine without TensorRT; a folder of type stubs is none."""
-    try:
-        there = hasattr(importlib.import_module("tensorrt"), "Builder")
-    except ImportError:
-        there = False
-    if not there and not any(map(shutil.which, _TRTEXEC)):
+    """Refuse a machine without TensorRT."""
+    if not is_installed() and find_trtexec() is None:
         raise ConfigError(
             "there is neither the Python package 'tensorrt' nor 'trtexec' on this machine",
             expected="a Jetson with JetPack, or a machine with TensorRT and an NVIDIA GPU",
@@ -90,8 +89,8 @@ def _require_tensorrt() -> None:
         )
 
 
-def _calibration(tensorrt: Any, bundle: Bundle, out: Path) -> Any:
+def _calibration(bundle: Bundle, out: Path) -> Calibration:
     """Return the network inputs that 8-bit ranges are measured on, and where the ranges are kept."""
     images = (read_image(bundle.folder / name) for name in bundle.calibration)
     inputs = [letterbox(image, bundle.network.imgsz_px)[0] for image in images]
-    return tensorrt.Calibration(images=inputs, cache=out / "calibration.cache")
+    return Calibration(inputs, cache=out / "calibration.cache")

@@ -20,10 +20,14 @@ from yolo_prune.device.images import synthetic_images
 from yolo_prune.device.reference import compare_with_reference, stacked
 from yolo_prune.device.runtimes import Array
 from yolo_prune.device.sources import read_image, write_image
+from yolo_prune.device.tensorrt_library import Version
+from yolo_prune.device.tensorrt_recipe import BuildOptions
 from yolo_prune.errors import ConfigError, DataError, ParityError
 from yolo_prune.export.bundling import TARGETS, add_runner, tidy, write_manifest
+from yolo_prune.export.onnx_contract import require_contract
 from yolo_prune.export.parity import TOLERANCES, ParityReport, check_parity
 from yolo_prune.export.pytorch_runtime import PyTorchRuntime
+from yolo_prune.export.tensorrt_onnx import export_typed_onnx
 from yolo_prune.files import new_folder, refuse_existing, sha256
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.slim import MARKER, Checkpoint
@@ -38,6 +42,7 @@ from yolo_prune.report import render
 Image = NDArray[np.uint8]
 
 _CONFIDENCE, _IOU = 0.25, 0.7  # the host's own for predictions
+_JETPACKS = (Version(8, 5), Version(8, 6), Version(10, 3))  # TensorRT of JetPack 5.1 and 6
 _SEED = 0  # of the choice of calibration images
 
 
@@ -109,7 +114,7 @@ def bundle(config: BundleConfig) -> BundleResult:
             artefacts=tuple(_artefact(folder, path, report) for path, report in parity.items()),
             engine=_engine_precision(config),
             calibration=_write_images(calibration, folder, "calibration"),
-            tolerances={str(precision): tolerance for precision, tolerance in TOLERANCES.items()},
+            tolerances={str(name): limit for name, limit in TOLERANCES.items() if limit is not None},
             reference=_reference(config, network, images, folder),
             provenance=_provenance(source, config),
             files={},
@@ -192,13 +197,18 @@ def _export_all(config: BundleConfig, images: Sequence[Image], folder: Path) -> 
     target = TARGETS[config.target]
     for name in target.formats:
         artefact = folder / "artefacts" / f"{source.stem}{SUFFIXES[name]}"
-        export_model(
-            source,
-            format=cast(ExportFormat, name),
-            imgsz_px=config.imgsz,
-            out=artefact,
-            half=config.half and not target.engine,  # TensorRT itself takes the ONNX file to half precision
-        )
+        if target.engine:  # up to version 10, which JetPack has, TensorRT itself takes the file to 16 or 8 bit
+            export_typed_onnx(source, imgsz_px=config.imgsz, out=artefact)
+            for version in _JETPACKS:
+                require_contract(artefact, version, BuildOptions())
+        else:
+            export_model(
+                source,
+                format=cast(ExportFormat, name),
+                imgsz_px=config.imgsz,
+                out=artefact,
+                half=config.half,
+            )
         parity[artefact] = check_parity(source, artefact, imgsz_px=config.imgsz, images=images).require()
     return parity
 
