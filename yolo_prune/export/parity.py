@@ -37,8 +37,10 @@ from yolo_prune.hosts.ultralytics.inference import task_rows
 # 8-bit networks say nothing: single anchors are off by half the scale, and boxes and mAP are hardly touched.
 TOLERANCES: Mapping[Precision, float | None] = {"fp32": 1e-3, "fp16": 5e-2, "int8": None}
 
-# Least overlap of two detections of one object, and least share of detections that both sides have.
-BOX_LIMITS: Mapping[Precision, tuple[float, float]] = {"fp32": (0.9, 0.98), "fp16": (0.9, 0.95), "int8": (0.7, 0.75)}
+# Least overlap of two detections of one object, and least share of detections that both sides have. Measured with
+# yolov8n trained on COCO at 320 px, 63 detections on 16 images of COCO: all of them in 32 and 16 bit (ONNX, NCNN,
+# OpenVINO); in 8 bit 95% to 98%. Of a network with random weights, 8 bit keeps 77%.
+BOX_LIMITS: Mapping[Precision, tuple[float, float]] = {"fp32": (0.9, 0.98), "fp16": (0.9, 0.95), "int8": (0.7, 0.85)}
 
 _SYNTHETIC_COUNT = 4
 _ANY_BATCH = 2  # images of a call where any number goes: more than one, so that the axis is proven too

@@ -114,12 +114,15 @@ def last_convolutions(layers: Collection[Layer]) -> set[str]:
 
 
 def _scales_of_filters(folder: Path, image: Array) -> dict[str, str]:
-    """Return the line of the filters' scales by layer, as NCNN computes them from the weights; any image will do."""
+    """Return the line of the filters' scales by layer: 127 / the largest weight, whatever the image.
+
+    The tool's `method=aciq` would clip weights as well, which costs 0.03 of mAP50-95.
+    """
     np.save(folder / "image.npy", image[0])
     (folder / "images.txt").write_text("image.npy\n", encoding="utf-8")
     _, channels, height, width = image.shape
     shape = f"shape=[{width},{height},{channels}]"
-    _run_tool(folder, "ncnn2table", PARAM, WEIGHTS, "images.txt", "first", shape, "method=aciq", "type=1")
+    _run_tool(folder, "ncnn2table", PARAM, WEIGHTS, "images.txt", "first", shape, "method=kl", "type=1")
     lines = (folder / "first").read_text(encoding="utf-8").splitlines()
     named = {line.split(maxsplit=1)[0]: line for line in lines if line.strip()}
     return {name[: -len(_OF_FILTERS)]: line for name, line in named.items() if name.endswith(_OF_FILTERS)}
