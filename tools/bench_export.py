@@ -127,7 +127,7 @@ def bench(config: ExportBenchConfig) -> ExportFigures:
     models = {sha256(Path(model))[:12]: Path(model) for model in config.models}
     cells = [
         Cell(
-            model=path.stem, sha256=digest, data=Path(config.data).parent.name, split=config.split,
+            model=path.stem, sha256=digest, data=Path(config.data).resolve().parent.name, split=config.split,
             imgsz_px=config.imgsz, format=name, precision=precision, images=config.images,
             calibration=config.calibration if precision == "int8" else 0,
         )
