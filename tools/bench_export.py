@@ -30,6 +30,7 @@ from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, require_split
 from yolo_prune.pipeline.artefacts import (
     BACKENDS,
+    PRECISIONS,
     Exported,
     Variant,
     calibration_inputs,
@@ -39,7 +40,6 @@ from yolo_prune.pipeline.artefacts import (
 from yolo_prune.report import quantity, render
 
 RECORD = Path(__file__).resolve().parent / "records" / "export.jsonl"
-PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclasses.dataclass(kw_only=True)

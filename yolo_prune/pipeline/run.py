@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from yolo_prune.configuration import (
     json_setting,
@@ -17,7 +17,6 @@ from yolo_prune.configuration import (
     structured,
 )
 from yolo_prune.device.benchmark import BenchmarkReport, benchmark, require_measurable
-from yolo_prune.device.runtimes.base import Precision
 from yolo_prune.errors import ConfigError
 from yolo_prune.export.profile import RESULT as PROFILE
 from yolo_prune.export.runtimes import runtime_for
@@ -31,11 +30,13 @@ from yolo_prune.hosts.ultralytics.trainer import require_stock_values, reset_wei
 from yolo_prune.importance import CRITERIA
 from yolo_prune.pipeline.artefacts import (
     FAILED,
+    PRECISIONS,
     SUFFIXES,
     Variant,
     calibration_inputs,
     export_proved,
     sample_images,
+    variants,
 )
 from yolo_prune.pipeline.deploy import RUNS, THREADS
 from yolo_prune.pipeline.export import CALIBRATION
@@ -48,9 +49,6 @@ from yolo_prune.pipeline.train_config import TrainConfig
 from yolo_prune.pipeline.training_methods import METHODS, asked_of
 from yolo_prune.plan import PrunePlan, cost_at
 from yolo_prune.report.summary import summarize
-
-PRECISIONS = ("fp32", "fp16", "int8")
-"""What artefacts can store; those below 32 bit have their mAP measured, which raw outputs tell of the others."""
 
 SET_BY_RUN = frozenset(
     ("model", "data", "imgsz", "seed", "project", "name", "exist_ok", "save_dir", "resume", "mode", "task", "cfg")
@@ -129,7 +127,7 @@ def _check(config: RunConfig) -> None:
         raise ConfigError("both `prune:` and `finetune:` prune", expected="one of them", remedy="leave `prune:` out")
     if config.finetune.get("distill", "dense") != "dense":
         read_checkpoint(Path(config.finetune["distill"]))
-    for variant in variants(config):
+    for variant in variants(config.formats, config.precisions, imgsz_px=config.imgsz):
         variant.require_possible()
     require_least(config, calibration=1)
     require_measurable(threads=config.threads, runs=config.runs)
@@ -140,27 +138,6 @@ def _check(config: RunConfig) -> None:
     if not config.train.get("epochs"):  # the host's training of the dense model takes the data's own key points
         require_kpt_shape(model, read_data(Path(config.data)), config.data)
     require_imgsz(config.imgsz, stride=int(model.stride.max()))
-
-
-def variants(config: RunConfig) -> list[Variant]:
-    """Return what every model is exported to.
-
-    Raises:
-        ConfigError: An unknown format or precision.
-    """
-    for key, values, known in (("format", config.formats, SUFFIXES), ("precision", config.precisions, PRECISIONS)):
-        for value in values:
-            require_choice(key, value, known)
-    return [
-        Variant(format=name, precision=cast(Precision, precision), imgsz_px=config.imgsz)
-        for name in config.formats
-        for precision in config.precisions
-    ]
-
-
-def label(variant: Variant) -> str:
-    """Return how stages and tables call a variant: the format alone where it is float32."""
-    return variant.format if variant.precision == "fp32" else f"{variant.format}_{variant.precision}"
 
 
 def _check_pruning(config: RunConfig) -> None:
@@ -216,7 +193,7 @@ class _Run:
         self.folder = Path(config.out)
         self.data = Path(config.data)
         self.names = ["dense", "slim", *(["control"] if config.control else [])]
-        self.variants = variants(config)
+        self.variants = variants(config.formats, config.precisions, imgsz_px=config.imgsz)
         exports = len(self.names[:2]) * len(self.variants)
         self.prunes_in_training = prunes_in_training(config)
         more = (2 if config.control else 0) + (1 if config.rewrite else 0)
@@ -245,9 +222,7 @@ class _Run:
             self.checkpoints["control"] = Path(self.stages.run("control", self.control)["best"])
         evaluations = {name: self.stages.run(f"evaluate_{name}", self.evaluating(name)) for name in self.names}
         exports = {
-            f"{name}_{label(variant)}": self.stages.run(
-                f"export_{name}_{label(variant)}", self.exporting(name, variant)
-            )
+            f"{name}_{variant.label}": self.stages.run(f"export_{name}_{variant.label}", self.exporting(name, variant))
             for name in self.names[:2]
             for variant in self.variants
         }
@@ -366,7 +341,7 @@ class _Run:
             "latency_ms": {entry.name: asdict(entry.summary) for entry in report.entries},
             "speed_up": {
                 backend: asdict(report.speed_up(f"slim_{backend}", f"dense_{backend}"))
-                for backend in ("pytorch", *map(label, self.variants))
+                for backend in ("pytorch", *(variant.label for variant in self.variants))
             },
             "machine": asdict(report.machine),
         }
