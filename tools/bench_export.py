@@ -30,6 +30,7 @@ from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, require_split
 from yolo_prune.pipeline.artefacts import (
     BACKENDS,
+    PRECISIONS,
     Exported,
     Variant,
     calibration_inputs,
@@ -39,7 +40,6 @@ from yolo_prune.pipeline.artefacts import (
 from yolo_prune.report import quantity, render
 
 RECORD = Path(__file__).resolve().parent / "records" / "export.jsonl"
-PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -127,7 +127,7 @@ def bench(config: ExportBenchConfig) -> ExportFigures:
     models = {sha256(Path(model))[:12]: Path(model) for model in config.models}
     cells = [
         Cell(
-            model=path.stem, sha256=digest, data=Path(config.data).parent.name, split=config.split,
+            model=path.stem, sha256=digest, data=Path(config.data).resolve().parent.name, split=config.split,
             imgsz_px=config.imgsz, format=name, precision=precision, images=config.images,
             calibration=config.calibration if precision == "int8" else 0,
         )

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_prune.configuration import require_choice
 from yolo_prune.device.detections import letterbox
 from yolo_prune.device.runtimes.base import Array, Precision
 from yolo_prune.device.tensorrt_recipe import BuildOptions
@@ -32,6 +33,9 @@ SUFFIXES = {
     "onnx": ".onnx", "ncnn": "_ncnn_model", "openvino": "_openvino_model", "engine": ".engine",
 }  # fmt: skip
 """How artefacts are called, by format; the host's own endings, so that `YOLO(artefact)` knows them."""
+
+PRECISIONS = ("fp32", "fp16", "int8")
+"""How artefacts can store their weights."""
 
 BACKENDS = {"onnxruntime": "onnx", "ncnn": "ncnn", "openvino": "openvino"}
 """Formats by the runtime that runs them."""
@@ -81,6 +85,11 @@ class Variant:
         """Return where the artefact of a checkpoint stands: several precisions side by side."""
         return folder / f"{stem}{'' if self.precision == 'fp32' else f'_{self.precision}'}{SUFFIXES[self.format]}"
 
+    @property
+    def label(self) -> str:
+        """How stages and tables call it: the format alone where it is float32."""
+        return self.format if self.precision == "fp32" else f"{self.format}_{self.precision}"
+
     def require_possible(self) -> None:
         """Refuse what cannot be made on this machine, before any work.
 
@@ -105,6 +114,22 @@ class Variant:
             dla_core=settings.dla_core,
             sparse=settings.sparse,
         )
+
+
+def variants(formats: Sequence[str], precisions: Sequence[str], *, imgsz_px: int) -> list[Variant]:
+    """Return every precision of every format.
+
+    Raises:
+        ConfigError: An unknown format or precision.
+    """
+    for key, values, known in (("format", formats, SUFFIXES), ("precision", precisions, PRECISIONS)):
+        for value in values:
+            require_choice(key, value, known)
+    return [
+        Variant(format=name, precision=cast(Precision, precision), imgsz_px=imgsz_px)
+        for name in formats
+        for precision in precisions
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

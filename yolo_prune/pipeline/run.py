@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from yolo_prune import __version__
 from yolo_prune.configuration import (
@@ -19,7 +19,6 @@ from yolo_prune.configuration import (
 )
 from yolo_prune.device.benchmark import benchmark, require_measurable
 from yolo_prune.device.benchmark_record import BenchmarkReport
-from yolo_prune.device.runtimes.base import Precision
 from yolo_prune.errors import ConfigError
 from yolo_prune.export.profile import RESULT as PROFILE
 from yolo_prune.export.runtimes import runtime_for
@@ -33,11 +32,13 @@ from yolo_prune.hosts.ultralytics.trainer import require_stock_values, stock_key
 from yolo_prune.importance import CRITERIA
 from yolo_prune.pipeline.artefacts import (
     FAILED,
+    PRECISIONS,
     SUFFIXES,
     Variant,
     calibration_inputs,
     export_proved,
     sample_images,
+    variants,
 )
 from yolo_prune.pipeline.benchmark import RUNS, THREADS
 from yolo_prune.pipeline.controls import Controls, direct_settings, names_of, stages_of, timed_of
@@ -53,9 +54,6 @@ from yolo_prune.pipeline.train_config import TrainConfig
 from yolo_prune.pipeline.training_methods import METHODS, asked_of
 from yolo_prune.plan import PrunePlan, cost_at
 from yolo_prune.report.summary import summarize
-
-PRECISIONS = ("fp32", "fp16", "int8")
-"""What artefacts can store; those below 32 bit have their mAP measured, which raw outputs tell of the others."""
 
 SET_BY_RUN = frozenset(
     ("model", "data", "imgsz", "seed", "project", "name", "exist_ok", "save_dir", "resume", "mode", "task", "cfg")
@@ -141,7 +139,7 @@ def _check(config: RunConfig) -> None:
     _check_controls(config)
     if config.finetune.get("distill", "dense") != "dense":
         read_checkpoint(Path(config.finetune["distill"]))
-    for variant in variants(config):
+    for variant in variants(config.formats, config.precisions, imgsz_px=config.imgsz):
         variant.require_possible()
     require_least(config, calibration=1)
     require_measurable(threads=config.threads, runs=config.runs)
@@ -166,27 +164,6 @@ def _check_controls(config: RunConfig) -> None:
         _check_pruning(direct_settings(config, 0.5))
     if config.smaller is not None:
         _network(config.smaller, config)
-
-
-def variants(config: RunConfig) -> list[Variant]:
-    """Return what every model is exported to.
-
-    Raises:
-        ConfigError: An unknown format or precision.
-    """
-    for key, values, known in (("format", config.formats, SUFFIXES), ("precision", config.precisions, PRECISIONS)):
-        for value in values:
-            require_choice(key, value, known)
-    return [
-        Variant(format=name, precision=cast(Precision, precision), imgsz_px=config.imgsz)
-        for name in config.formats
-        for precision in config.precisions
-    ]
-
-
-def label(variant: Variant) -> str:
-    """Return how stages and tables call a variant: the format alone where it is float32."""
-    return variant.format if variant.precision == "fp32" else f"{variant.format}_{variant.precision}"
 
 
 def _check_pruning(config: RunConfig) -> None:
@@ -243,7 +220,7 @@ class _Run:
         self.data = Path(config.data)
         self.names = ["dense", "slim", *names_of(config)]
         self.timed = ["dense", "slim", *timed_of(config)]
-        self.variants = variants(config)
+        self.variants = variants(config.formats, config.precisions, imgsz_px=config.imgsz)
         exports = len(self.timed) * len(self.variants)
         self.prunes_in_training = prunes_in_training(config)
         more = stages_of(config) + (1 if config.rewrite else 0)
@@ -275,9 +252,7 @@ class _Run:
         self.stages.run("widths", lambda: layer_widths(self._pair()))
         self.stages.run("detections", self.detections)
         exports = {
-            f"{name}_{label(variant)}": self.stages.run(
-                f"export_{name}_{label(variant)}", self.exporting(name, variant)
-            )
+            f"{name}_{variant.label}": self.stages.run(f"export_{name}_{variant.label}", self.exporting(name, variant))
             for name in self.timed
             for variant in self.variants
         }
@@ -393,12 +368,12 @@ class _Run:
             "latency_ms": {entry.name: asdict(entry.summary) for entry in report.entries},
             "speed_up": {
                 backend: asdict(report.speed_up(f"slim_{backend}", f"dense_{backend}"))
-                for backend in ("pytorch", *map(label, self.variants))
+                for backend in ("pytorch", *(variant.label for variant in self.variants))
             },
             "control_speed_up": {
                 name: {
                     backend: asdict(report.speed_up(f"{name}_{backend}", f"dense_{backend}"))
-                    for backend in ("pytorch", *map(label, self.variants))
+                    for backend in ("pytorch", *(variant.label for variant in self.variants))
                 }
                 for name in self.timed[2:]
             },

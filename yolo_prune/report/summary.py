@@ -57,6 +57,9 @@ def _notes(summary: Mapping[str, Any]) -> str:
     ]
     for backend, ratio in summary["speed_up"].items():
         lines.append(f"{backend}: {in_words(ratio)}")
+    for name, accuracy in summary.get("accuracy", {}).items():  # a run of an earlier version has none
+        pair = f"{accuracy['artefact']:.3f}, PyTorch {accuracy['pytorch']:.3f}"
+        lines.append(f"{name}: mAP50-95 {pair} on split '{accuracy['split']}', square inputs")
     return "\n".join(lines) + "\n"
 
 
