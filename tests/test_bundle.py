@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import yaml
 from bundles import IMGSZ_PX, manifest
+from checkpoint_files import save_as_host
 from command_line import contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import lively
 
 from yolo_prune.device.bundle import Bundle
 from yolo_prune.device.detections import letterbox
@@ -24,6 +26,7 @@ from yolo_prune.device.runtimes.base import ArtefactFacts
 from yolo_prune.device.sources import read_image
 from yolo_prune.errors import ExportError, ParityError
 from yolo_prune.export.parity import TOLERANCES
+from yolo_prune.hosts.ultralytics.checkpoints import task_of
 from yolo_prune.hosts.ultralytics.evaluation import image_files
 from yolo_prune.pipeline.bundle import fitted
 
@@ -179,6 +182,20 @@ def test_halved_weights(slim_checkpoint, tmp_path):
     found = manifest(folder)
     assert {one["precision"] for one in found["artefacts"]} == {"fp16"}
     assert found["reference"]["images"] == ["reference/0000.png", "reference/0001.png"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["yolov8n-seg", "yolov8n-pose", "yolov8n-obb", "yolo26n"])
+def test_every_task_and_twin_heads(runner, tmp_path, name):
+    model = lively(name)
+    model.task = task_of(model)
+    checkpoint = save_as_host(model, tmp_path / "dense.pt")
+    folder = bundles.make(checkpoint, tmp_path / "bundle", "jetson")
+    found = manifest(folder)["network"]
+    assert (found["task"], bool(found["extras"])) == (model.task, model.task != "detect")
+    code, out, _ = runner(folder, "check")
+    assert code == 0
+    assert " yes\n" in out
 
 
 def test_command_line(command, slim_checkpoint, tmp_path):

@@ -97,6 +97,19 @@ def test_plain_values(predicted):
         np.testing.assert_allclose(value["box"], one.box, atol=0.006)
 
 
+@pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb"])
+def test_nothing_found(task):
+    extras = {"segment": {"mask_coefficients": [0, 1]}, "pose": {"key_points": [0, 1], "visibility": [2]}}
+    extras |= {"obb": {"angles": [0]}}
+    network = Network(
+        name="n", task=task, imgsz_px=IMGSZ_PX, classes=("a",), end_to_end=False, extras=extras.get(task, {})
+    )
+    rows = 5 + sum(map(len, network.extras.values()))
+    outputs = [np.zeros((1, rows, 7), np.float32), np.zeros((1, 2, 24, 24), np.float32)]
+    _, placement = letterbox(np.zeros((20, 30, 3), np.uint8), IMGSZ_PX)
+    assert find(outputs, placement, network, confidence=0.25, iou=0.7) == []
+
+
 class TestRotated:
     @given(seed=st.integers(0, 9999), count=st.integers(1, 20))
     @settings(max_examples=60, deadline=None)

@@ -46,6 +46,22 @@ class TestCheck:
         assert " 0 of 0 " not in out
         assert contents(bundle) == before
 
+    def test_record(self, runner, cpu_bundle, desk):
+        assert runner(cpu_bundle, "check", "json=c.json")[0] == 0
+        found = json.loads((desk / "c.json").read_text())
+        assert {one["backend"] for one in found} == set(BACKENDS)
+        assert all(one["passed"] and one["found_again"] == one["expected"] > 0 for one in found)
+        assert "already exists" in runner.refused(cpu_bundle, "check", "json=c.json")
+
+    def test_precision_without_a_tolerance_is_judged_by_detections(self, runner, bundle):
+        value = {**manifest(bundle), "tolerances": {"fp32": None}}
+        (bundle / "bundle.json").write_text(json.dumps(value))
+        assert runner(bundle, "check")[0] == 0
+        value["reference"]["detections"] = [[], []]
+        (bundle / "bundle.json").write_text(json.dumps(value))
+        code, out, _ = runner(bundle, "check")
+        assert (code, out.count(" NO\n")) == (1, 3)
+
     @pytest.mark.parametrize(
         "name",
         [
@@ -159,6 +175,10 @@ class TestBuild:
         code, out, _ = runner(jetson_bundle, "check")
         assert code == 0
         assert "slim.onnx" in out
+
+    def test_no_runtime(self, runner, jetson_bundle, monkeypatch):
+        without(monkeypatch, "onnxruntime")
+        assert "run.py build" in runner.refused(jetson_bundle, "check")
 
 
 class TestCommandLine:

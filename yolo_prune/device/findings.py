@@ -108,7 +108,8 @@ def _of_task(
 
 def _key_points(extras: Array, placement: Placement, network: Network) -> Array:
     """Return key points (n, k, 2 or 3), their places in pixels of the image and inside of it."""
-    points = extras.reshape(len(extras), -1, 3 if "visibility" in network.extras else 2).copy()
+    values = 3 if "visibility" in network.extras else 2
+    points = extras.reshape(len(extras), extras.shape[1] // values, values).copy()
     for axis, (shift, scale, limit) in enumerate(
         (
             (placement.left_px, placement.scale_x, placement.width_px),

@@ -58,11 +58,12 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether raw outputs and detections both agree."""
-        raw = self.tolerance is None or (
-            self.max_rel <= self.tolerance and self.agreement.excused <= _MAX_EXCUSED * self.agreement.rows
-        )
-        return raw and self.found_again >= _FOUND_AGAIN * self.expected
+        """Whether raw outputs and detections both agree; where only detections are judged, there must be some."""
+        again = self.found_again >= _FOUND_AGAIN * self.expected
+        if self.tolerance is None:
+            return again and self.expected > 0
+        judged = self.agreement.excused <= _MAX_EXCUSED * self.agreement.rows
+        return again and judged and self.max_rel <= self.tolerance
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

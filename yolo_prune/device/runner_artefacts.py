@@ -78,7 +78,9 @@ def split_by_runtime(artefacts: Sequence[Here]) -> tuple[list[Here], list[tuple[
 
 
 def install_line(bundle: Bundle) -> str:
-    """Return the command that installs what the target needs."""
+    """Return the command that installs what the target needs; TensorRT is not to be had from a package index there."""
+    if bundle.engine is not None:
+        return "python3 run.py build, where JetPack has brought TensorRT; or: python3 -m pip install onnxruntime"
     return f"python3 -m pip install -r '{bundle.folder / requirements_file(bundle.target)}'"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from yolo_prune.device.bundle import Bundle
 from yolo_prune.device.columns import columns
@@ -10,6 +11,7 @@ from yolo_prune.device.options import option
 from yolo_prune.device.reference import Verdict, compare_with_reference
 from yolo_prune.device.runner_artefacts import Here, NoRuntimeError, artefacts_here, install_line, split_by_runtime
 from yolo_prune.errors import ParityError, YoloPruneError
+from yolo_prune.files import refuse_existing, write_json
 
 
 @dataclass
@@ -18,6 +20,7 @@ class CheckOptions:
 
     threads: int = option(2, help="CPU threads of each runtime")
     out: str = option("", help="folder with engines that `build` made; default: 'built' in the bundle")
+    json: str = option("", help="also write the verdicts to this JSON file; must not exist")
 
 
 def check(bundle: Bundle, options: CheckOptions) -> None:
@@ -26,12 +29,17 @@ def check(bundle: Bundle, options: CheckOptions) -> None:
     Raises:
         ConfigError: A file is missing or damaged.
         MissingDependencyError: Not one artefact could be checked.
+        OutputError: The JSON file exists or cannot be written.
         ParityError: An artefact does not agree.
     """
+    if options.json:
+        refuse_existing(Path(options.json))
     bundle.require_intact()
     print(f"{len(bundle.files)} files, checksums right")
     able, unable = split_by_runtime(artefacts_here(bundle, options.out))
     verdicts, failures = _verdicts(bundle, able, options.threads)
+    if options.json:
+        write_json(Path(options.json), [one.to_json() for one in verdicts])
     if verdicts:
         print(_table(verdicts), end="")
     for here, problem in unable:
