@@ -25,7 +25,6 @@ from yolo_prune.device.machine import describe_machine
 from yolo_prune.device.runtimes import RUNTIMES
 from yolo_prune.device.runtimes.base import Precision
 from yolo_prune.export.provenance import read_provenance
-from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, require_split
 from yolo_prune.pipeline.artefacts import (
@@ -124,7 +123,7 @@ def bench(config: ExportBenchConfig) -> ExportFigures:
             require_choice(key, value, known)
     for split in ("train", config.split):
         require_split(Path(config.data), split)
-    models = {sha256(Path(model))[:12]: Path(model) for model in config.models}
+    models = {read_checkpoint(Path(model)).sha256[:12]: Path(model) for model in config.models}
     cells = [
         Cell(
             model=path.stem, sha256=digest, data=Path(config.data).resolve().parent.name, split=config.split,
