@@ -38,7 +38,8 @@ test: lint types contract unit
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/vermin -q --no-tips --violations -t=3.8- yolo_prune/__init__.py yolo_prune/errors.py yolo_prune/files.py yolo_prune/device
+	$(VENV)/bin/vermin -q --no-tips --violations -t=3.8- yolo_prune/__init__.py yolo_prune/errors.py yolo_prune/files.py \
+		yolo_prune/device yolo_prune/export/templates/run.py
 
 types: $(VENV)/.installed
 	$(PY) tools/tensorrt_types.py

@@ -138,10 +138,10 @@ def emulate(config: EmulationConfig) -> EmulationResult:
         )
     )
     there = _There(root=root, bundle=made.out.resolve())
-    check = there.run("check", "threads=2")
+    check = there.run("check", "threads=1")
     comparisons = []
     for artefact in made.bundle.artefacts:
-        words = ["detect", f"backend={artefact.backend}", f"conf={config.conf}", "threads=2"]
+        words = ["detect", f"backend={artefact.backend}", f"conf={config.conf}", "threads=1"]
         emulated = _lines(there.run(*words, f"source=/{MOUNTED}/reference"))
         command = [sys.executable, str(made.out / "run.py"), *words, f"source={made.out / 'reference'}"]
         native = _lines(_output(command, "the runner on this machine"))
@@ -196,7 +196,7 @@ class _There:
     def run(self, *words: str) -> str:
         """Return what the bundle's runner prints there."""
         (self.root / MOUNTED).mkdir(parents=True, exist_ok=True)
-        environment = ["/usr/bin/env", "-i", "LANG=C.UTF-8", f"PYTHONPATH=/{SITE}", "OMP_NUM_THREADS=2"]
+        environment = ["/usr/bin/env", "-i", "LANG=C.UTF-8", f"PYTHONPATH=/{SITE}", "OMP_NUM_THREADS=1"]
         program = ["/usr/bin/python3", f"/{MOUNTED}/run.py", *words]
         enter = ["unshare", "--mount", "sh", "-c", ENTER, "sh", str(self.root), str(self.bundle), MOUNTED]
         return _output([*enter, *environment, *program], f"run.py {words[0]} on aarch64")
