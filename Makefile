@@ -9,7 +9,7 @@ comma   := ,
 export YOLO_OFFLINE := 1
 export YOLO_AUTOINSTALL := false
 
-.PHONY: demo test lint types contract unit clean
+.PHONY: demo docs test lint types contract unit clean
 
 # uv took 20 to 42 s where pip took three and a half minutes. It does not read pip's configuration, so it is told where
 # pip would look; where it does not find everything there, pip does the work.
@@ -32,6 +32,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(PY) datasets/shapes.py out=$(DEMO)/data
 	$(VENV)/bin/yolo-prune run configs/demo.yaml data=$(DEMO)/data/data.yaml out=$(DEMO)
+
+docs: $(VENV)/.installed
+	$(PY) -m pdoc --docformat google --output-directory runs/docs yolo_prune
 
 test: lint types contract unit
 
