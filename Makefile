@@ -4,12 +4,13 @@ PYTHON  ?= python3
 PY      := $(VENV)/bin/python
 DEMO    ?= runs/demo
 TEST_WORKERS ?= 2
+SELECTED := -m "not exhaustive"
 comma   := ,
 
 export YOLO_OFFLINE := 1
 export YOLO_AUTOINSTALL := false
 
-.PHONY: demo docs test lint types contract unit clean
+.PHONY: demo docs test test-all lint types contract unit clean
 
 # uv took 20 to 42 s where pip took three and a half minutes. It does not read pip's configuration, so it is told where
 # pip would look; where it does not find everything there, pip does the work.
@@ -38,6 +39,9 @@ docs: $(VENV)/.installed
 
 test: lint types contract unit
 
+test-all: SELECTED :=
+test-all: test
+
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -52,7 +56,7 @@ contract: $(VENV)/.installed
 	$(VENV)/bin/lint-imports
 
 unit: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_WORKERS) --dist worksteal  # long ones at the end are shared out
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(SELECTED) -n $(TEST_WORKERS) --dist worksteal  # long ones at the end are shared out
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache

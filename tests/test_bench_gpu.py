@@ -26,6 +26,7 @@ def words(tmp_path, dense_checkpoint, slim_checkpoint):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so nothing is refused")
+@pytest.mark.exhaustive
 def test_rows_without_a_gpu(words, tmp_path):
     record = tmp_path / "gpu.json"
     ways = "ways=[onnx,onnx@cuda,pt@cuda+half]"

@@ -185,7 +185,14 @@ def test_halved_weights(slim_checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["yolov8n-seg", "yolov8n-pose", "yolov8n-obb", "yolo26n"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(f"yolov8n-{task}", marks=pytest.mark.exhaustive) for task in ("seg", "pose")),
+        "yolov8n-obb",
+        "yolo26n",
+    ],
+)
 def test_every_task_and_twin_heads(runner, tmp_path, name):
     model = lively(name)
     model.task = task_of(model)

@@ -118,6 +118,7 @@ class TestTraining:
         assert macs_in(folder / "weights" / "last.pt") == steps[-1]["after"]["macs"] <= 0.4 * macs_in(dense_checkpoint)
         assert all(loss > 0 for loss in loss_columns(folder))
 
+    @pytest.mark.exhaustive
     def test_with_sparsity_too_and_killed_between_two_steps(self, command, dense_checkpoint, tiny_data, tmp_path):
         """All at once: two batches an epoch, so the fifth is behind the first two steps."""
         words = words_for(dense_checkpoint, tiny_data, tmp_path, distill=dense_checkpoint, sparsity=2.0)

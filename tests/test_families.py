@@ -23,9 +23,9 @@ from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifie
 from yolo_prune.plan import plan_from_keep
 from yolo_prune.surgery import TOLERANCE, counted_macs
 
-PLANS = {"n": 20, "t": 20, "s": 4}
+PLANS = {"n": 8, "t": 8, "s": 3}
 """Random plans by scale, a sample of the sweep's; YOLO_PRUNE_PLANS=50 proves, and loads in stock, as many on each."""
-LOADED = 5
+LOADED = 3
 """How many of them stock Ultralytics loads."""
 
 

@@ -212,7 +212,7 @@ class TestInTraining:
         assert found[:3] == [1.0, 1.0, 1.0]
         assert found[3] == found[4] <= 0.4
 
-    @pytest.mark.parametrize("soft", ["false", "true"])
+    @pytest.mark.parametrize("soft", [pytest.param("false", marks=pytest.mark.exhaustive), "true"])
     def test_by_what_training_images_tell(self, command, dense_checkpoint, tiny_data, tmp_path, soft):
         """A criterion that needs data looks at the same images before each step, and chooses others than L2 does."""
         common = {"prune_steps": 1, "epochs": 2, "prune_soft": soft, "single_cls": soft}
@@ -239,7 +239,7 @@ class TestInTraining:
         assert main(words_for(dense_checkpoint, tiny_data, folder)) == 0
         return folder / "a"
 
-    @pytest.mark.parametrize("batches", [3, 5, 8])
+    @pytest.mark.parametrize("batches", [*(pytest.param(n, marks=pytest.mark.exhaustive) for n in (3, 8)), 5])
     def test_killed_and_resumed_it_ends_with_the_same_widths(
         self, command, dense_checkpoint, tiny_data, tmp_path, whole, batches
     ):

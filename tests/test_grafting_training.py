@@ -128,6 +128,7 @@ class TestSeveralNetworks:
         assert outcome.code == 2
         assert "has no training to resume: it is finished" in outcome.err
 
+    @pytest.mark.exhaustive
     def test_stopped_while_it_is_wound_up_it_ends_the_same(
         self, command, whole, slim_checkpoint, tiny_data, tmp_path, monkeypatch
     ):

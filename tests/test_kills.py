@@ -46,7 +46,7 @@ def record_of(folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-@pytest.fixture(scope="module", params=RUNS)
+@pytest.fixture(scope="module", params=["iterative", pytest.param("sparsity", marks=pytest.mark.exhaustive)])
 def undisturbed(request, tmp_path_factory, dense_checkpoint, tiny_data):
     """A run of a kind that nobody killed, and how long it took after its first checkpoint."""
     folder = tmp_path_factory.mktemp("whole")

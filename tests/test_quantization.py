@@ -174,7 +174,7 @@ def test_a_missing_package_is_named_with_the_install_line(format_name, package, 
         require_quantizer(format_name)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.data
 def test_trained_weights_find_the_same_boxes(shared_data, tmp_path):
     """All formats that can be had here, on real images, with few calibration images."""

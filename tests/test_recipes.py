@@ -124,7 +124,7 @@ class TestFigures:
         } <= texts
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_cell_is_a_training_a_cut_and_a_line(tmp_path, dense_checkpoint, tiny_data):
     """The smallest cell, and that asking again runs nothing."""
     words = {"imgsz": 64, "batch": 4, "workers": 0, "epochs": 1, "dense_epochs": 1}

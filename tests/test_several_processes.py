@@ -53,7 +53,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["proximal", "subgradient"])
+@pytest.mark.parametrize("mode", ["proximal", pytest.param("subgradient", marks=pytest.mark.exhaustive)])
 def test_two_processes_train_as_one(mode, tmp_path):
     """Each process shrinks once, by the same amount: the scales stay in step, and are those of one process."""
     port = str(free_port())

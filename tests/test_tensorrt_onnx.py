@@ -24,7 +24,10 @@ from yolo_prune.export.parity import check_parity
 from yolo_prune.export.tensorrt_onnx import OPSET, export_typed_onnx
 
 VERSIONS = [Version(8, 6), Version(10, 3), Version(11, 1)]
-MODELS = ["yolov8n", "yolov5n", "yolo11n", "yolo26n", "yolov8n-seg", "yolov8n-pose", "yolo12n"]
+MODELS = [
+    *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("yolov8n", "yolov5n", "yolo11n", "yolov8n-seg")),
+    "yolo26n", "yolov8n-pose", "yolo12n",
+]  # fmt: skip
 PRECISIONS = ["fp32", "fp16", "int8"]
 
 
@@ -150,7 +153,7 @@ class TestQuantisation:
         assert OnnxFacts.read(out).image_input.shape == (2, 3, IMGSZ_PX, IMGSZ_PX)
 
     @pytest.mark.data
-    @pytest.mark.slow
+    @pytest.mark.exhaustive
     def test_of_trained_weights_on_real_images(self, shared_data, tmp_path):
         weights = shared_data / "weights" / "yolov8n_coco.pt"
         files = sorted((shared_data / "coco_subset" / "images").rglob("*.jpg"))[:24]

@@ -194,6 +194,7 @@ class TestScripts:
         assert command("yolov5", "detect", "--pypi", *flags, "--source", images, "--conf-thres", 0.001).code == 0
         assert len(list((tmp_path / "exp2").glob("*.*"))) == 8
 
+    @pytest.mark.exhaustive
     def test_a_repository(self, tmp_path, data64, dense_classic):
         """`models` and `utils` at the top level; the checkpoint of the package is read as its own."""
         repo = as_repository(installed(), tmp_path / "yolov5")
