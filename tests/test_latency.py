@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from yolo_prune.allocation.budget import lowest_go
 from yolo_prune.allocation.latency import Features, LatencyFit, LatencyModel, fit_latency, structure_of
 from yolo_prune.channels import BoolArray, ChannelGraph, trace
 from yolo_prune.device.machine import Machine
+from yolo_prune.device.tensorrt_library import is_installed
 from yolo_prune.errors import ConfigError, InfeasibleTargetError
-from yolo_prune.export.profile import Profile, Timed
+from yolo_prune.export.profile import Profile, Target, Timed
 from yolo_prune.files import read_lines
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.surgery import trace_model
@@ -241,8 +242,12 @@ class TestAsFlags:
 
 class TestProfile:
     @pytest.fixture
-    def device(self, monkeypatch) -> None:
-        """A device on which widths count as padded to sixteens, instead of an export and a clock for each network."""
+    def device(self, monkeypatch) -> list[Target]:
+        """A device on which widths count as padded to sixteens, instead of an export and a clock for each network.
+
+        It keeps what it was asked to time.
+        """
+        targets: list[Target] = []
 
         class Padding:
             def __init__(self, graph: ChannelGraph) -> None:
@@ -253,11 +258,34 @@ class TestProfile:
                 return Timed(ratio=ratio, p25=ratio, p75=ratio, slim_ms=10 * ratio, dense_ms=10.0)
 
         @contextlib.contextmanager
-        def timing(_source: Any, graph: ChannelGraph, **_: Any) -> Iterator[Padding]:
+        def timing(_source: Any, graph: ChannelGraph, target: Target, **_: Any) -> Iterator[Padding]:
+            targets.append(target)
             yield Padding(graph)
 
         monkeypatch.setattr("yolo_prune.pipeline.profile.timing_beside", timing)
         monkeypatch.setattr("yolo_prune.pipeline.prune.timing_beside", timing)
+        return targets
+
+    def test_what_is_pruned_is_timed_as_the_profile_was(self, command, dense, device):
+        words = ["profile", f"model={dense}", "out=p", "backend=openvino", "imgsz=64", "threads=1", "candidates=24"]
+        outcome = command(*words, "half=true")
+        assert outcome.code == 0, outcome.err
+        assert "openvino, 64 px, 1 threads, fp16" in outcome.out
+        slim = command("prune", f"model={dense}", "out=s.pt", "target_latency=0.7", "profile=p", "imgsz=64")
+        assert slim.code == 0, slim.err
+        assert "64 px, 1 threads, fp16: 0.69" in slim.out
+        halved = Target(backend="openvino", imgsz_px=64, threads=1, precision="fp16")
+        assert [Target(**{field.name: getattr(one, field.name) for field in fields(Target)}) for one in device] == [
+            halved,
+            halved,
+        ]
+        assert "precision=fp16" in command(*words).err  # another target is another folder
+
+    @pytest.mark.skipif(is_installed(), reason="TensorRT is installed here")
+    def test_engines_need_the_gpu_that_runs_them(self, refused, dense):
+        told = refused("profile", f"model={dense}", "out=p", "backend=tensorrt", "half=true")
+        assert "no engine can be built on this machine" in told
+        assert "bundle" in told
 
     @pytest.mark.usefixtures("device")
     def test_is_measured_goes_on_and_serves(self, command, dense, desk):
@@ -288,8 +316,9 @@ class TestProfile:
         graph = trace_model(source.model)
         widths, _ = drawn(graph, seed=0, number=0, multiple=8)
         keep = lowest_go(graph, np.zeros(graph.channel_count), widths)
-        for backend in ("onnxruntime", "openvino"):
-            with timing_beside(source, graph, backend=backend, imgsz_px=64, threads=1, runs=5) as beside:
+        for backend, precision in (("onnxruntime", "fp32"), ("openvino", "fp16")):
+            target = Target(backend=backend, imgsz_px=64, threads=1, precision=precision)
+            with timing_beside(source, graph, target, runs=5) as beside:
                 timed = beside.time(keep)
             assert timed.p25 <= timed.ratio <= timed.p75
             assert timed.slim_ms > 0

@@ -48,7 +48,7 @@ class ExportBenchConfig:
     models: list[str] = setting(help="checkpoints, in the order of the table")
     data: str = setting(help="data yaml that they were trained on")
     split: str = setting("val", help="split on which mAP is measured")
-    formats: list[str] = setting(list(BACKENDS.values()), help=f"of: {', '.join(BACKENDS.values())}")
+    formats: list[str] = setting(["onnx", "ncnn", "openvino"], help=f"of: {', '.join(BACKENDS.values())}")
     precisions: list[str] = setting(["fp32", "fp16", "int8"], help=f"of: {', '.join(PRECISIONS)}")
     imgsz: int = setting(320, help="image side", unit="px")
     images: int = setting(16, help="images whose raw outputs and boxes are compared", unit="images")

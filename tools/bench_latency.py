@@ -32,7 +32,7 @@ from yolo_prune.export.profile import Profile, Timed
 from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.importance import CRITERIA
-from yolo_prune.pipeline.artefacts import BACKENDS, export_one
+from yolo_prune.pipeline.artefacts import BACKENDS, Variant, export_one
 from yolo_prune.pipeline.profile import ProfileConfig, profile
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
@@ -180,9 +180,9 @@ class Laboratory:
     def _fresh(self, slim: Path) -> dict[str, float]:
         """Return slim / dense as a process of its own measures it."""
         with tempfile.TemporaryDirectory() as name:
-            folder, form = Path(name), BACKENDS[self.cell.backend]
-            dense = export_one(Path(self.config.model), folder / "dense", form, imgsz_px=self.cell.imgsz_px)
-            artefact = export_one(slim, folder / "slim", form, imgsz_px=self.cell.imgsz_px)
+            folder, variant = Path(name), Variant(format=BACKENDS[self.cell.backend], imgsz_px=self.cell.imgsz_px)
+            dense = export_one(Path(self.config.model), folder / "dense", variant)
+            artefact = export_one(slim, folder / "slim", variant)
             words = [f"models=[{dense},{artefact}]", f"imgsz={self.cell.imgsz_px}", f"threads={self.cell.threads}"]
             words += [f"runs={self.config.runs}", "boxes=false", "memory=false", f"json={folder / 'times.json'}"]
             command = [sys.executable, "-m", "yolo_prune", "benchmark", *words]

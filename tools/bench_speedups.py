@@ -22,7 +22,7 @@ from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.device.benchmark import benchmark
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
-from yolo_prune.pipeline.artefacts import BACKENDS, export_one
+from yolo_prune.pipeline.artefacts import BACKENDS, Variant, export_one
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.report import render
@@ -103,8 +103,8 @@ def bench(config: SpeedupsConfig) -> SpeedupFigures:
 def timed(config: SpeedupsConfig, cell: Cell, paths: dict[str, Path]) -> dict[str, Any]:
     """Return the line of a cell."""
     with tempfile.TemporaryDirectory() as name:
-        folder, form = Path(name), BACKENDS[cell.backend]
-        artefacts = {DENSE: export_one(paths[cell.model], folder / DENSE, form, imgsz_px=cell.imgsz_px)}
+        folder, variant = Path(name), Variant(format=BACKENDS[cell.backend], imgsz_px=cell.imgsz_px)
+        artefacts = {DENSE: export_one(paths[cell.model], folder / DENSE, variant)}
         macs = {}
         for allocation in config.allocations:
             for multiple in config.multiples:
@@ -117,7 +117,7 @@ def timed(config: SpeedupsConfig, cell: Cell, paths: dict[str, Path]) -> dict[st
                     )
                 )  # fmt: skip
                 macs[label] = pruned.plan.after.macs / pruned.plan.before.macs
-                artefacts[label] = export_one(slim, folder, form, imgsz_px=cell.imgsz_px)
+                artefacts[label] = export_one(slim, folder, variant)
         report = benchmark(artefacts, imgsz_px=cell.imgsz_px, threads=cell.threads, runs=config.runs)
     compared = {label: report.speed_up(label, DENSE) for label in macs}
     return {

@@ -133,7 +133,7 @@ class Watch:
             throttled=any(throttled) if throttled else None,
             others_busy_cores=others,
             power_mode=_power_mode(self._root),
-            gpus=_gpus(self._root),
+            gpus=gpu_names(self._root),
         )
 
     def _others_busy_cores(self) -> float | None:
@@ -202,7 +202,7 @@ def _power_mode(root: Path) -> str | None:
     return name.group(1) if name else str(number)
 
 
-def _gpus(root: Path) -> tuple[str, ...]:
+def gpu_names(root: Path) -> tuple[str, ...]:
     """Return the names that NVIDIA's driver gives its GPUs."""
     texts = (_text(file) for file in sorted(root.glob("proc/driver/nvidia/gpus/*/information")))
     found = (re.search(r"^Model:\s*(.+?)\s*$", text, re.MULTILINE) for text in texts)

@@ -12,6 +12,7 @@ import numpy as np
 from yolo_prune.allocation.latency import LatencyFit
 from yolo_prune.device.benchmark_record import BenchmarkEntry
 from yolo_prune.device.machine import Machine
+from yolo_prune.device.runtimes.base import Precision
 from yolo_prune.errors import ConfigError
 
 RESULT = "profile.json"
@@ -45,23 +46,39 @@ class Timed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile:
+class Target:
+    """What latencies are measured of.
+
+    Attributes:
+        backend: One of `BACKENDS`.
+        imgsz_px: Side of the square input.
+        threads: Of the runtime.
+        precision: How artefacts store their weights; engines compute in it.
+    """
+
+    backend: str
+    imgsz_px: int
+    threads: int
+    precision: Precision = "fp32"
+
+    def in_words(self) -> str:
+        """Name it in a line of text."""
+        half = "" if self.precision == "fp32" else f", {self.precision}"
+        return f"{self.backend}, {self.imgsz_px} px, {self.threads} threads{half}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile(Target):
     """What is known of the latency of a network on a device.
 
     Attributes:
         machine: What it was timed on.
-        backend: One of `BACKENDS`.
-        imgsz_px: Side of the square input.
-        threads: Of the runtime.
         candidates: Networks that were timed.
         dense_ms: Median latency of the dense network.
         fit: What was learned.
     """
 
     machine: Machine
-    backend: str
-    imgsz_px: int
-    threads: int
     candidates: int
     dense_ms: float
     fit: LatencyFit

@@ -37,7 +37,7 @@ SUFFIXES = {
 PRECISIONS = ("fp32", "fp16", "int8")
 """How artefacts can store their weights."""
 
-BACKENDS = {"onnxruntime": "onnx", "ncnn": "ncnn", "openvino": "openvino"}
+BACKENDS = {"onnxruntime": "onnx", "ncnn": "ncnn", "openvino": "openvino", "tensorrt": "engine"}
 """Formats by the runtime that runs them."""
 
 FAILED = ".failed"
@@ -161,20 +161,15 @@ class Exported:
         }
 
 
-def export_one(
-    source: Path, folder: Path, format_name: str, *, imgsz_px: int, calibration: Sequence[Array] = (), **more: Any
-) -> Path:
+def export_one(source: Path, folder: Path, variant: Variant, *, calibration: Sequence[Array] = ()) -> Path:
     """Export a checkpoint into a folder under the name that the host would give it.
 
     Args:
         source: The checkpoint.
         folder: For the artefact.
-        format_name: One of `SUFFIXES`.
-        imgsz_px: Side of the square input.
+        variant: What it is to be.
         calibration: Images for 8 bit, as `calibration_inputs` returns them.
-        **more: Further fields of `Variant`.
     """
-    variant = Variant(format=format_name, imgsz_px=imgsz_px, **more)
     out = variant.path(folder, source.stem)
     if variant.format == "engine":
         return _engine(source, variant, out, calibration)
@@ -183,8 +178,8 @@ def export_one(
     refuse_existing(out)
     try:
         with parent_folders(out), tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as name:
-            whole = _export(source, replace(variant, precision="fp32"), Path(name, f"whole{SUFFIXES[format_name]}"))
-            small = quantize(whole, _batches(calibration, variant.batch), Path(name, out.name), format=format_name)
+            whole = _export(source, replace(variant, precision="fp32"), Path(name, f"whole{SUFFIXES[variant.format]}"))
+            small = quantize(whole, _batches(calibration, variant.batch), Path(name, out.name), format=variant.format)
             refuse_existing(out)
             small.rename(out)
     except OSError as error:
@@ -259,16 +254,7 @@ def export_proved(
     out = variant.path(folder, source.path.stem)
     aside = out.with_name(out.name + FAILED)
     refuse_existing(aside)
-    shape = {"precision": variant.precision, "batch": variant.batch, "dynamic": variant.dynamic}
-    path = export_one(
-        source.path,
-        folder,
-        variant.format,
-        imgsz_px=variant.imgsz_px,
-        calibration=calibration,
-        engine=variant.engine,
-        **shape,
-    )
+    path = export_one(source.path, folder, variant, calibration=calibration)
     told = provenance_of(
         source, imgsz_px=variant.imgsz_px, precision=variant.precision, calibration_images=len(calibration)
     )

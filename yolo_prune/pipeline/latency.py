@@ -67,12 +67,13 @@ class LatencyOutcome:
             "backend": self.profile.backend,
             "imgsz_px": self.profile.imgsz_px,
             "threads": self.profile.threads,
+            "precision": self.profile.precision,
             "machine": asdict(self.profile.machine),
         }
 
     def in_words(self) -> str:
         """Say what was measured, or that nothing was."""
-        where = f"{self.profile.backend}, {self.profile.imgsz_px} px, {self.profile.threads} threads"
+        where = self.profile.in_words()
         if self.timed is None:
             return (
                 f"latency on {where}: {self.predicted:.3f} of the dense model's is predicted and NOT confirmed; "

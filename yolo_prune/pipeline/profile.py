@@ -19,14 +19,13 @@ from yolo_prune.allocation.latency import FEWEST, MULTIPLES, LatencyFit, fit_lat
 from yolo_prune.channels import ChannelGraph, IntArray
 from yolo_prune.configuration import json_setting, require_choice, require_least, setting
 from yolo_prune.device.benchmark import require_measurable
-from yolo_prune.export.profile import RESULT, Profile
+from yolo_prune.export.profile import RESULT, Profile, Target
 from yolo_prune.files import write_json
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, require_deployable
-from yolo_prune.hosts.ultralytics.export import require_packages
 from yolo_prune.hosts.ultralytics.surgery import trace_model
-from yolo_prune.pipeline.artefacts import BACKENDS
+from yolo_prune.pipeline.artefacts import BACKENDS, Variant
 from yolo_prune.pipeline.benchmark import THREADS
 from yolo_prune.pipeline.record import Record
 from yolo_prune.pipeline.timing import this_machine, timing_beside
@@ -50,6 +49,7 @@ class ProfileConfig:
     backend: str = setting("onnxruntime", help=f"what runs them: {', '.join(BACKENDS)}")
     imgsz: int = setting(640, help="image side", unit="px")
     threads: int = setting(**THREADS)
+    half: bool = setting(False, help="16-bit weights; engines compute in 16 bit")
     candidates: int = setting(40, help="networks that are timed")
     runs: int = setting(30, help="timed runs of each, in turn with the dense network")
     seed: int = setting(0, help="seed of the widths")
@@ -80,8 +80,7 @@ class ProfileResult:
                 rows.append([place, str(len(some)), seen])
         return (
             render(["MACs kept", "candidates", "latency, of the dense network's"], rows)
-            + f"{self.profile.backend}, {self.profile.imgsz_px} px, {self.profile.threads} threads, "
-            + f"{self.profile.machine.cpu}: dense {self.profile.dense_ms:.1f} ms\n"
+            + f"{self.profile.in_words()}, {self.profile.machine.cpu}: dense {self.profile.dense_ms:.1f} ms\n"
             + f"a candidate that the others predict: off by {fit.error:.1%} (median), {fit.worst:.1%} at most; "
             + f"widths count as padded to multiples of {fit.multiple}\n"
             + f"yolo-prune prune model={self.model} profile={self.path} target_latency=0.6 out=slim.pt\n"
@@ -95,7 +94,11 @@ def profile(config: ProfileConfig) -> ProfileResult:
         YoloPruneError: Bad input, or a folder of other timings; what was timed stays.
     """
     require_choice("backend", config.backend, BACKENDS)
-    require_packages(BACKENDS[config.backend])
+    target = Target(
+        backend=config.backend, imgsz_px=config.imgsz, threads=config.threads,
+        precision="fp16" if config.half else "fp32",
+    )  # fmt: skip
+    Variant(format=BACKENDS[target.backend], precision=target.precision, imgsz_px=config.imgsz).require_possible()
     require_measurable(threads=config.threads, runs=config.runs)
     require_least(config, candidates=PROBES + FEWEST, seed=0)
     source = read_checkpoint(Path(config.model))
@@ -104,18 +107,20 @@ def profile(config: ProfileConfig) -> ProfileResult:
     require_imgsz(config.imgsz, stride=int(model.stride.max()))
     graph, machine, folder = trace_model(model), this_machine(config.backend), Path(config.out)
     settings = {
-        "structure": structure_of(graph), "machine": asdict(machine), "backend": config.backend,
-        "imgsz_px": config.imgsz, "threads": config.threads, "seed": config.seed,
-    }  # fmt: skip
+        "structure": structure_of(graph),
+        "machine": asdict(machine),
+        **asdict(target),
+        "seed": config.seed,
+    }
     record = Record(folder, RECORD, settings, results=(RESULT,))
     wanted = [number for number in range(config.candidates) if number not in record.lines]
     if wanted:
-        _time(config, source, graph, wanted, record)
+        _time(config, target, source, graph, wanted, record)
     known = record.in_order()
     multiple = _multiple(graph, record)
     aligned = [line for line in known if line["multiple"] % multiple == 0]
     found = Profile(
-        machine=machine, backend=config.backend, imgsz_px=config.imgsz, threads=config.threads, candidates=len(known),
+        **asdict(target), machine=machine, candidates=len(known),
         dense_ms=float(np.median([line["dense_ms"] for line in known])),
         fit=_fitted(graph, aligned, [multiple]),
     )  # fmt: skip
@@ -125,6 +130,7 @@ def profile(config: ProfileConfig) -> ProfileResult:
 
 def _time(
     config: ProfileConfig,
+    target: Target,
     source: Checkpoint,
     graph: ChannelGraph,
     numbers: list[int],
@@ -133,9 +139,7 @@ def _time(
     """Time candidates, and append each to the record."""
     whole = float(graph.cost.macs(graph.widths(), imgsz_px=config.imgsz))
     scores = np.random.default_rng(config.seed).random(graph.channel_count)
-    with timing_beside(
-        source, graph, backend=config.backend, imgsz_px=config.imgsz, threads=config.threads, runs=config.runs
-    ) as beside:
+    with timing_beside(source, graph, target, runs=config.runs) as beside:
         best: int | None = None
         for number in numbers:
             if number >= PROBES and best is None:

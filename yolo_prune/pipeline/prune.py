@@ -46,9 +46,7 @@ def _images(config: PruneConfig, batches: int, imgsz_px: int) -> TrainingImages:
 @contextlib.contextmanager
 def _timing(source: Checkpoint, graph: ChannelGraph, profile: Profile) -> Iterator[Beside]:
     require_same_machine(profile, this_machine(profile.backend))
-    with timing_beside(
-        source, graph, backend=profile.backend, imgsz_px=profile.imgsz_px, threads=profile.threads, runs=RUNS
-    ) as beside:
+    with timing_beside(source, graph, profile, runs=RUNS) as beside:
         yield beside
 
 
