@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from bench_export import Cell, ExportFigures
+import pytest
+from bench_export import Cell, ExportFigures, require_any
+
+from yolo_prune.errors import ConfigError
+from yolo_prune.pipeline.artefacts import Variant
 
 CELL = Cell(
     model="slim", sha256="0", data="coco", split="val", imgsz_px=320, format="ncnn", precision="int8", images=16,
@@ -40,6 +44,19 @@ def test_one_that_disagrees_or_cannot_be_compared_says_no():
     silent = row(line(error="not finite", parity=None, accuracy=None))
     assert silent.endswith("NO")
     assert "60/63" not in silent
+
+
+def test_what_this_machine_lacks_is_left_out(capsys, monkeypatch):
+    def needs(variant: Variant) -> None:
+        if (variant.format, variant.precision) == ("ncnn", "int8"):
+            raise ConfigError("no ncnn2int8", expected="it")
+
+    monkeypatch.setattr(Variant, "require_possible", needs)
+    other = dataclasses.replace(CELL, format="onnx")
+    assert require_any([CELL, other]) == [other]
+    assert capsys.readouterr().err == "left out: ncnn int8: no ncnn2int8\n"
+    with pytest.raises(ConfigError, match="no ncnn2int8"):
+        require_any([CELL])
 
 
 def test_rotated_boxes_are_not_matched():

@@ -24,6 +24,7 @@ from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.device.machine import describe_machine
 from yolo_prune.device.runtimes import RUNTIMES
 from yolo_prune.device.runtimes.base import Precision
+from yolo_prune.errors import YoloPruneError
 from yolo_prune.export.provenance import read_provenance
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, require_split
@@ -134,10 +135,29 @@ def bench(config: ExportBenchConfig) -> ExportFigures:
         for precision in config.precisions
         for name in config.formats
     ]  # fmt: skip
-    for cell in cells:
-        _variant(cell).require_possible()
+    cells = require_any(cells)
     work = Laboratory(Path(config.data), models).run
     return ExportFigures(records=run_missing(Path(config.record), cells, work))
+
+
+def require_any(cells: list[Cell]) -> list[Cell]:
+    """Return the cells that can be run on this machine, and say what the others lack.
+
+    Raises:
+        YoloPruneError: There is none.
+    """
+    possible, lacking = [], {}
+    for cell in cells:
+        try:
+            _variant(cell).require_possible()
+            possible.append(cell)
+        except YoloPruneError as error:
+            lacking[f"{cell.format} {cell.precision}"] = error
+    if not possible:
+        raise next(iter(lacking.values()))
+    for name, error in lacking.items():
+        print(f"left out: {name}: {error.found}", file=sys.stderr, flush=True)
+    return possible
 
 
 def _variant(cell: Cell) -> Variant:

@@ -197,6 +197,7 @@ class Candidates:
             workers=config.workers, device=config.device,
         )  # fmt: skip
         self._open = contextlib.ExitStack()
+        self._open.enter_context(self.record)
         self._pool: WorkerPool | None = None
 
     @cached_property

@@ -112,19 +112,19 @@ def profile(config: ProfileConfig) -> ProfileResult:
         **asdict(target),
         "seed": config.seed,
     }
-    record = Record(folder, RECORD, settings, results=(RESULT,))
-    wanted = [number for number in range(config.candidates) if number not in record.lines]
-    if wanted:
-        _time(config, target, source, graph, wanted, record)
-    known = record.in_order()
-    multiple = _multiple(graph, record)
-    aligned = [line for line in known if line["multiple"] % multiple == 0]
-    found = Profile(
-        **asdict(target), machine=machine, candidates=len(known),
-        dense_ms=float(np.median([line["dense_ms"] for line in known])),
-        fit=_fitted(graph, aligned, [multiple]),
-    )  # fmt: skip
-    write_json(folder / RESULT, found.to_json(), replace=True)
+    with Record(folder, RECORD, settings, results=(RESULT,)) as record:
+        wanted = [number for number in range(config.candidates) if number not in record.lines]
+        if wanted:
+            _time(config, target, source, graph, wanted, record)
+        known = record.in_order()
+        multiple = _multiple(graph, record)
+        aligned = [line for line in known if line["multiple"] % multiple == 0]
+        found = Profile(
+            **asdict(target), machine=machine, candidates=len(known),
+            dense_ms=float(np.median([line["dense_ms"] for line in known])),
+            fit=_fitted(graph, aligned, [multiple]),
+        )  # fmt: skip
+        write_json(folder / RESULT, found.to_json(), replace=True)
     return ProfileResult(profile=found, lines=known, path=folder / RESULT, model=config.model)
 
 

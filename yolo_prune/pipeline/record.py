@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from yolo_prune.claims import claimed
 from yolo_prune.errors import ConfigError, OutputError
 from yolo_prune.files import append_line, read_lines, write_json
 
@@ -14,7 +16,7 @@ SETTINGS = "settings.json"
 
 
 class Record:
-    """An append-only record.
+    """An append-only record, open to one process at a time: a context, which holds the folder once it is there.
 
     Args:
         folder: Where it stands; it is made with the first line.
@@ -41,10 +43,21 @@ class Record:
             raise OutputError(f"'{self._file}' has lines without a number", expected="lines that this command wrote")
         lines = {line["number"]: line for line in found}
         self.lines: dict[int, dict[str, Any]] = {number: lines[number] for number in sorted(lines)}
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> Record:
+        if self.folder.is_dir():
+            self._held.enter_context(claimed(self.folder))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Append a line, which has a `number`."""
         if not (self.folder / SETTINGS).is_file():
+            if not self.folder.is_dir():
+                self._held.enter_context(claimed(self.folder))
             write_json(self.folder / SETTINGS, self._settings)
         append_line(self._file, line)
         self.lines[line["number"]] = dict(line)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_prune import __version__
+from yolo_prune.claims import claimed
 from yolo_prune.configuration import (
     json_setting,
     require_choice,
@@ -116,7 +117,10 @@ def run(config: RunConfig) -> RunResult:
         YoloPruneError: Bad input, before any long work; or a proof that failed.
     """
     _check(config)
-    return _Run(config).all()
+    work = _Run(config)
+    work.open()
+    with claimed(work.folder):
+        return work.all()
 
 
 def _check(config: RunConfig) -> None:
@@ -228,13 +232,16 @@ class _Run:
         self.checkpoints: dict[str, Path] = {}
         self.controls = Controls(config, self.stages, train=self._train, pruning=prune_settings, fresh=self._fresh)
 
-    def all(self) -> RunResult:
-        """Go through the stages in order."""
+    def open(self) -> None:
+        """Begin the folder, or find that this very run began it."""
         settings = {key: value for key, value in asdict(self.config).items() if key not in ("out", "json")}
         choices = [self.config.prune.get(key) for key in ("plan", "ratios", "sensitivity", "profile")]
         named = [Path(name) for name in (self.config.model, self.config.data, self.config.smaller, *choices) if name]
         named = [path / PROFILE if (path / PROFILE).is_file() else path for path in named]
         self.stages.open({**settings, "files_sha256": {str(path): sha256(path) for path in named if path.is_file()}})
+
+    def all(self) -> RunResult:
+        """Go through the stages in order."""
         self.checkpoints["dense"] = Path(self.stages.run("dense", self.dense)["best"])
         rewritten = self.stages.run("rewrite", self.rewrite) if self.config.rewrite else {}
         if self.prunes_in_training:

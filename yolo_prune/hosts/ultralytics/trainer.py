@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from ultralytics.nn.modules.block import RealNVP
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK, YAML
 from ultralytics.utils.checks import check_yaml
 
+from yolo_prune.claims import claimed
 from yolo_prune.errors import CheckpointError, ConfigError, VerificationError
 from yolo_prune.hosts.refusals import host_errors_as
 from yolo_prune.hosts.replacing import replaced
@@ -103,6 +105,16 @@ class SlimTrainerMixin:
         self._require_widths("after loading")
         if is_slim(network_of(self.model)):  # type: ignore[attr-defined]
             warn_of_few_steps(self)
+
+    def _do_train(self, *args: Any) -> None:
+        """Train in a folder that no other process trains in; of several processes of one training, the first holds it.
+
+        Raises:
+            OutputError: Another process trains there.
+        """
+        folder: Path = self.save_dir  # type: ignore[attr-defined]
+        with claimed(folder) if RANK in {-1, 0} else contextlib.nullcontext():
+            super()._do_train(*args)  # type: ignore[misc]
 
     def save_model(self) -> Any:
         """Save as the stock trainer does, after asserting that no width changed."""
