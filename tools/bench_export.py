@@ -146,7 +146,8 @@ def require_any(cells: list[Cell]) -> list[Cell]:
     Raises:
         YoloPruneError: There is none.
     """
-    possible, lacking = [], {}
+    possible: list[Cell] = []
+    lacking: dict[str, YoloPruneError] = {}
     for cell in cells:
         try:
             _variant(cell).require_possible()
@@ -155,8 +156,8 @@ def require_any(cells: list[Cell]) -> list[Cell]:
             lacking[f"{cell.format} {cell.precision}"] = error
     if not possible:
         raise next(iter(lacking.values()))
-    for name, error in lacking.items():
-        print(f"left out: {name}: {error.found}", file=sys.stderr, flush=True)
+    for name, reason in lacking.items():
+        print(f"left out: {name}: {reason.found}", file=sys.stderr, flush=True)
     return possible
 
 
