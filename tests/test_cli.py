@@ -346,6 +346,23 @@ class TestSettings:
         with pytest.raises(ConfigError, match=message):
             load(Example, path, [])
 
+    @pytest.mark.parametrize(
+        ("key", "value", "said"),
+        [
+            ("more", [], r"more: \[\]"),
+            ("more", ["x"], "more: "),
+            ("places", {"x": 1}, "places: "),
+            ("places", [["x"]], r"\['x'\] inside a list"),
+            ("places", ["x", {"y": 1}], "inside a list"),
+        ],
+    )
+    def test_lists_and_mappings_are_not_mistaken(self, tmp_path, key, value, said):
+        with pytest.raises(ConfigError, match=said):
+            structured(Example, {"name": "a", key: value})
+        (tmp_path / "s.yaml").write_text(json.dumps({"name": "a", key: value}))
+        with pytest.raises(ConfigError, match=said):
+            load(Example, tmp_path / "s.yaml", [])
+
     def test_later_values_override_earlier_ones(self):
         assert structured(Example, {"name": "a", "size": 1}, {"size": 2}).size == 2
 

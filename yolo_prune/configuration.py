@@ -10,15 +10,18 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from yolo_prune.errors import ConfigError
 
 Schema = TypeVar("Schema")
+
+_LISTS, _MAPPINGS = (list, ListConfig), (dict, DictConfig)
+_CONTAINERS = (*_LISTS, *_MAPPINGS)
 
 
 def setting(default: Any = MISSING, *, help: str, unit: str = "") -> Any:  # noqa: A002  # the field's word
@@ -109,6 +112,8 @@ def structured(schema: type[Schema], *values: Any) -> Schema:
     Raises:
         ConfigError: A value of a wrong type, or a required key that is missing.
     """
+    for several in values:
+        _require_kinds(schema, several)
     try:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *values))
     except OmegaConfBaseException as error:
@@ -122,6 +127,24 @@ def structured(schema: type[Schema], *values: Any) -> Schema:
         ) from error
     assert isinstance(settings, schema)  # narrows the type
     return settings
+
+
+def _require_kinds(schema: Any, values: Mapping[str, Any]) -> None:
+    """Refuse a list for a mapping, a mapping for a list, and lists inside lists.
+
+    OmegaConf takes the last, and ends with an error of Python's at the others.
+
+    Raises:
+        ConfigError: One of them.
+    """
+    hints = get_type_hints(schema)
+    for key, value in values.items():
+        kinds = {get_origin(kind) for kind in (hints.get(key), *get_args(hints.get(key)))}  # of `list[str] | None` too
+        nested = [one for one in value if isinstance(one, _CONTAINERS)] if isinstance(value, _LISTS) else []
+        if (dict in kinds and isinstance(value, _LISTS)) or (list in kinds and isinstance(value, _MAPPINGS)):
+            raise ConfigError(f"{key}: {value}", expected=_described(schema, key))
+        if list in kinds and nested:
+            raise ConfigError(f"{key}: {nested[0]} inside a list", expected=_described(schema, key))
 
 
 def require_known(keys: Iterable[str], known: Iterable[str]) -> None:
