@@ -26,6 +26,7 @@ from yolo_prune.device.runtimes.base import ArtefactFacts
 from yolo_prune.device.sources import read_image
 from yolo_prune.errors import ExportError, ParityError
 from yolo_prune.export.parity import TOLERANCES
+from yolo_prune.export.provenance import read_provenance
 from yolo_prune.hosts.ultralytics.checkpoints import task_of
 from yolo_prune.hosts.ultralytics.evaluation import image_files
 from yolo_prune.pipeline.bundle import fitted
@@ -63,8 +64,17 @@ class TestFolder:
         assert (network["name"], network["task"], network["imgsz_px"]) == ("slim", "detect", IMGSZ_PX)
         assert (len(network["classes"]), network["end_to_end"], network["extras"]) == (4, False, {})
         assert provenance["checkpoint_sha256"] == hashlib.sha256(finding_checkpoint.read_bytes()).hexdigest()
-        assert provenance["macs"] < provenance["before"]["macs"]
-        assert len(provenance["source_sha256"]) == 64
+        assert len(provenance["lineage"]) == 1
+        assert provenance["choice"]["target_macs"] == 0.5
+
+    def test_every_artefact_says_where_it_comes_from(self, cpu_bundle, jetson_bundle):
+        for folder in (cpu_bundle, jetson_bundle):
+            found = manifest(folder)
+            for one in found["artefacts"]:
+                told = read_provenance(folder / one["path"])
+                assert told.verified
+                assert told.precision == one["precision"]
+                assert told.macs == found["provenance"]["macs"]
 
     def test_readme_is_for_the_target(self, cpu_bundle, jetson_bundle):
         texts = {folder: (folder / "README.md").read_text(encoding="utf-8") for folder in (cpu_bundle, jetson_bundle)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,16 +26,16 @@ from yolo_prune.errors import ConfigError, DataError, ParityError
 from yolo_prune.export.bundling import TARGETS, add_runner, tidy, write_manifest
 from yolo_prune.export.onnx_contract import require_contract
 from yolo_prune.export.parity import TOLERANCES, ParityReport, check_parity
+from yolo_prune.export.provenance import Provenance, provenance_of, write_provenance
 from yolo_prune.export.pytorch_runtime import PyTorchRuntime
 from yolo_prune.export.tensorrt_onnx import export_typed_onnx
-from yolo_prune.files import new_folder, refuse_existing, sha256
+from yolo_prune.files import new_folder, refuse_existing
 from yolo_prune.hosts.refusals import require_imgsz
-from yolo_prune.hosts.slim import MARKER, Checkpoint
+from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, require_deployable, task_of
 from yolo_prune.hosts.ultralytics.evaluation import image_files
 from yolo_prune.hosts.ultralytics.export import ExportFormat, export_model, require_packages
 from yolo_prune.hosts.ultralytics.inference import task_rows
-from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.pipeline.artefacts import SUFFIXES
 from yolo_prune.report import render
 
@@ -44,6 +44,7 @@ Image = NDArray[np.uint8]
 _CONFIDENCE, _IOU = 0.25, 0.7  # the host's own for predictions
 _JETPACKS = (Version(8, 5), Version(8, 6), Version(10, 3))  # TensorRT of JetPack 5.1 and 6
 _SEED = 0  # of the choice of calibration images
+_OF_ARTEFACTS = ("precision", "calibration_images", "parity", "accuracy")  # each says these of itself
 
 
 @dataclass(kw_only=True)
@@ -105,7 +106,8 @@ def bundle(config: BundleConfig) -> BundleResult:
     calibration = _calibration_images(config) if config.int8 else []
     out = Path(config.out)
     with new_folder(out) as folder:
-        parity = _export_all(config, images, folder)
+        told = provenance_of(source, imgsz_px=config.imgsz, precision="fp32", calibration_images=0)
+        parity = _export_all(config, images, folder, told)
         network = _network(source, config)
         made = Bundle(
             folder=folder,
@@ -116,7 +118,7 @@ def bundle(config: BundleConfig) -> BundleResult:
             calibration=_write_images(calibration, folder, "calibration"),
             tolerances={str(name): limit for name, limit in TOLERANCES.items() if limit is not None},
             reference=_reference(config, network, images, folder),
-            provenance=_provenance(source, config),
+            provenance={key: value for key, value in asdict(told).items() if key not in _OF_ARTEFACTS},
             files={},
         )
         tidy(folder / "artefacts")
@@ -191,8 +193,10 @@ def fitted(image: Image, imgsz_px: int) -> Image:
     return image if size == (width, height) else np.asarray(cv2.resize(image, size), dtype=np.uint8)
 
 
-def _export_all(config: BundleConfig, images: Sequence[Image], folder: Path) -> dict[Path, ParityReport]:
-    """Export every format of the target, and prove each before the next."""
+def _export_all(
+    config: BundleConfig, images: Sequence[Image], folder: Path, told: Provenance
+) -> dict[Path, ParityReport]:
+    """Export every format of the target, prove each before the next, and write into it what was proved."""
     source, parity = Path(config.model), {}
     target = TARGETS[config.target]
     for name in target.formats:
@@ -209,7 +213,9 @@ def _export_all(config: BundleConfig, images: Sequence[Image], folder: Path) -> 
                 out=artefact,
                 half=config.half,
             )
-        parity[artefact] = check_parity(source, artefact, imgsz_px=config.imgsz, images=images).require()
+        found = check_parity(source, artefact, imgsz_px=config.imgsz, images=images).require()
+        write_provenance(artefact, replace(told, precision=found.precision, parity=found.to_json()))
+        parity[artefact] = found
     return parity
 
 
@@ -257,20 +263,6 @@ def _write_images(images: Sequence[Image], folder: Path, name: str) -> tuple[str
     for path, image in zip(names, images, strict=True):
         write_image(folder / path, image)
     return names
-
-
-def _provenance(source: Checkpoint, config: BundleConfig) -> dict[str, Any]:
-    """Return where the network comes from, and what it costs."""
-    graph = trace_model(source.model)
-    marker = getattr(source.model, MARKER, {})
-    carried = {key: marker[key] for key in ("source_sha256", "lineage", "before", "after") if key in marker}
-    cost = graph.cost
-    return {
-        "checkpoint_sha256": sha256(Path(config.model)),
-        "macs": round(float(cost.macs(graph.widths(), imgsz_px=config.imgsz))),
-        "params": round(float(cost.params(graph.widths()))),
-        **carried,
-    }
 
 
 def _require_as_carried(made: Bundle) -> None:

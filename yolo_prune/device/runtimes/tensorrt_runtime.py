@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -112,7 +111,7 @@ class TensorRtRuntime:
                 image=image,
                 outputs=outputs,
                 batch=image.shape[0] if image.shape[0] > 0 else None,
-                classes=_classes(file.metadata),
+                classes=facts.classes,
                 end_to_end=facts.end_to_end,
                 precision=facts.precision,
             )
@@ -169,9 +168,3 @@ def _tensors(engine: trt.ICudaEngine) -> tuple[EngineTensor, tuple[EngineTensor,
 def _sizes(dimensions: trt.Dims) -> tuple[int, ...]:
     """Return TensorRT's dimensions as numbers."""
     return tuple(dimensions[index] for index in range(len(dimensions)))
-
-
-def _classes(metadata: Mapping[str, Any]) -> int | None:
-    """Return the number of classes that the host noted."""
-    names = metadata.get("names")
-    return None if names is None else len(ast.literal_eval(names) if isinstance(names, str) else names)
