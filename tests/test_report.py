@@ -30,7 +30,7 @@ from run_folders import (
 )
 
 from yolo_prune.configuration import load
-from yolo_prune.pipeline.run import RunConfig
+from yolo_prune.pipeline.run_config import RunConfig
 from yolo_prune.report.summary import in_words
 from yolo_prune.report.table import quantity
 

@@ -138,7 +138,8 @@ def _benchmark() -> tuple[Any, Callable[..., Result]]:
 
 
 def _run() -> tuple[Any, Callable[..., Result]]:
-    from yolo_prune.pipeline.run import RunConfig, run
+    from yolo_prune.pipeline.run import run
+    from yolo_prune.pipeline.run_config import RunConfig
 
     return RunConfig, run
 

@@ -56,7 +56,7 @@ def cannot_write(path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"cannot write '{path}': {error.strerror or error}",
         expected="a writable folder with enough room",
-        remedy="choose another output path or free space; nothing was left behind",
+        remedy="choose another output path or free space; no part of it was left behind",
     )
 
 

@@ -23,7 +23,7 @@ from yolo_prune.pipeline.train import split_settings
 from yolo_prune.plan import cost_at
 
 if TYPE_CHECKING:
-    from yolo_prune.pipeline.run import RunConfig
+    from yolo_prune.pipeline.run_config import RunConfig
 
 TARGETS = ("target_macs", "target_params", "target_latency")
 
