@@ -72,7 +72,7 @@ def _row(records: list[dict[str, Any]]) -> list[str]:
         f"{np.mean([one['macs_kept'] for one in figures]):.1%}{_in_stripes(figures)}",
         quantity(int(np.mean([one["params"] for one in figures]))),
         f"{np.mean(silent):.0%}" if silent else "-",
-        *(_spread([one[key] for one in figures]) for key in ("unpruned", "pruned", "val", "test")),
+        *(spread([one[key] for one in figures]) for key in ("unpruned", "pruned", "val", "test")),
     ]
 
 
@@ -82,7 +82,7 @@ def _in_stripes(figures: list[dict[str, Any]]) -> str:
     return f" ({np.mean(found):.1%} in stripes)" if found else ""
 
 
-def _spread(values: list[float | None]) -> str:
+def spread(values: list[float | None]) -> str:
     """Return the mean mAP50-95, with the lowest and highest of several."""
     known = [value for value in values if value is not None]
     if not known:

@@ -31,6 +31,7 @@ import torch
 from fresh_process import STOCK
 from model_cases import ROOT, Case, all_cases, build_lively
 from random_plans import random_keep
+from source import code_of
 from torch.utils._pytree import tree_leaves
 from ultralytics.utils import LOGGER
 
@@ -285,14 +286,6 @@ def _require_stock_agrees(checkpoint: Path, slim: Any, image: torch.Tensor) -> N
         raise ParityError("stock Ultralytics gives other outputs", expected="the same, bit for bit")
 
 
-class WithoutText(ast.NodeTransformer):
-    """Drops strings that stand alone: what they say changes nothing."""
-
-    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:  # ast's name
-        """Drop a docstring."""
-        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
-
-
 @functools.cache
 def engine_hash() -> str:
     """Return a hash of the code that decides what is pruned and how, without its comments and docstrings."""
@@ -300,7 +293,7 @@ def engine_hash() -> str:
     for place in ENGINE:
         path = ROOT / "yolo_prune" / place
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(ast.dump(WithoutText().visit(ast.parse(file.read_bytes()))).encode())
+            digest.update(ast.dump(code_of(file.read_bytes())).encode())
     return digest.hexdigest()[:12]
 
 
