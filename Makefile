@@ -56,7 +56,7 @@ contract: $(VENV)/.installed
 	$(VENV)/bin/lint-imports
 
 unit: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(PY) -m pytest $(SELECTED) -n $(TEST_WORKERS) --dist worksteal  # long ones at the end are shared out
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(SELECTED) -n $(TEST_WORKERS) --dist worksteal --durations=30  # long ones at the end are shared out
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache

@@ -37,7 +37,7 @@ def test_the_table_by_hand():
         races=[race(0, yolo_prune=1.6, torch_pruning=1.2), race(1, yolo_prune=1.4)],
     )
     ours, theirs = figures.table().splitlines()[2:4]
-    for word in ("yolo_prune", "0 1", "0.550 (0.500..0.600)", "1.50x", "1.0", "2.00M"):
+    for word in ("yolo_prune", "0 1", "0.550 (0.500..0.600)", "1.50x", "1.0", "2M"):
         assert word in ours
     for word in ("torch_pruning", "0.400", "1.20x", "-", "40"):
         assert word in theirs
@@ -46,7 +46,7 @@ def test_the_table_by_hand():
 def test_slimming_leaves_detect_and_shortcuts_alone(dense_checkpoint, tmp_path):
     dense = read_checkpoint(dense_checkpoint).model
     slim = read_checkpoint(slimming(dense_checkpoint, 0.8, 64, tmp_path / "slim.pt")).model
-    rows, left = ({name: len(one) for name, one in model.state_dict().items()} for model in (dense, slim))
+    rows, left = ({name: len(one) for name, one in model.state_dict().items() if one.dim()} for model in (dense, slim))
     cut = {name for name in rows if name.endswith("conv.weight") and left[name] < rows[name]}
     assert "model.0.conv.weight" in cut
     assert not [name for name in cut if name.startswith("model.22.")]

@@ -56,7 +56,7 @@ def test_the_direct_control_aims_at_what_the_slim_model_has():
     assert direct_settings(given, 0.42).prune == {"target_params": 0.3}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_trained_checkpoint_and_a_control(command, tiny_data, dense_checkpoint, tmp_path):
     """No dense training; the control has the slim widths, but neither the weights nor their history."""
     settings = write_settings(

@@ -44,7 +44,10 @@ class TestLetterbox:
 
 
 class TestDetections:
-    @given(seed=st.integers(0, 9999), anchors=st.integers(0, 80), classes=st.integers(1, 4), extras=st.integers(0, 2))
+    # Six anchors the host takes for the six columns of an end-to-end head.
+    ANCHORS = st.integers(0, 80).filter(lambda count: count != 6)
+
+    @given(seed=st.integers(0, 9999), anchors=ANCHORS, classes=st.integers(1, 4), extras=st.integers(0, 2))
     @settings(max_examples=100, deadline=None)
     def test_as_the_host(self, seed, anchors, classes, extras):
         """Boxes on a coarse grid overlap a lot; scores are all different, so that the order is settled."""

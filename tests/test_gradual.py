@@ -263,6 +263,7 @@ class TestInTraining:
         found, expected = (read_checkpoint(run / "weights" / "last.pt").model for run in (folder, whole))
         assert widths(found) == widths(expected)
 
+    @pytest.mark.exhaustive
     def test_twin_heads_keep_their_loss(self, tiny_data, tmp_path):
         """YOLO26's loss moves from one head to the other with the epochs; a cut must not start it anew."""
         source = save_as_host(lively("yolo26n"), tmp_path / "dense.pt")

@@ -20,9 +20,10 @@ from yolo_prune.channels import ChannelGraph, trace
 from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.ultralytics.collection import TrainingImages, collect_evidence
 from yolo_prune.hosts.ultralytics.surgery import trace_model
-from yolo_prune.importance import CRITERIA, Evidence, collect, score_channels
+from yolo_prune.importance import Evidence, collect, score_channels
 from yolo_prune.importance.evidence import QUIET, Activations, activated, effective_rank
 from yolo_prune.importance.lamp import lamp
+from yolo_prune.importance.plugged import CRITERIA
 
 # Four filters of Chain.a, flattened to three numbers each (the rest zero), and four scales.
 FILTERS = [[3.0, 4.0, 0.0], [1.0, -1.0, 1.0], [0.0, 0.0, 0.0], [0.0, -5.0, 12.0]]

@@ -146,44 +146,44 @@ class TestOperators:
         assert breaches(model, V10, PLAIN) == []
 
 
-class TestQuantisation:
-    def quantiser(self, model):
+class TestQuantization:
+    def quantizer(self, model):
         return first(model, "QuantizeLinear")
 
     def test_zero_point_that_is_not_zero(self):
         model = doctored("int8")
-        replace_constant(model, self.quantiser(model).input[2], np.int8(3))
+        replace_constant(model, self.quantizer(model).input[2], np.int8(3))
         assert all("symmetric" in breach for breach in breaches(model, V10, PLAIN))
         assert breaches(model, V10, PLAIN)
 
     def test_unsigned(self):
         model = doctored("int8")
-        replace_constant(model, self.quantiser(model).input[2], np.uint8(0))
+        replace_constant(model, self.quantizer(model).input[2], np.uint8(0))
         found = breaches(model, V10, PLAIN)
         assert any("UINT8" in breach for breach in found)
         assert any("symmetric" in breach for breach in found)
 
     def test_no_zero_point(self):
         model = doctored("int8")
-        del self.quantiser(model).input[2]
+        del self.quantizer(model).input[2]
         assert "has no zero point" in only_breach(model)
 
     @pytest.mark.parametrize("scale", [0.0, -0.1, np.nan, np.inf])
     def test_scale_that_is_not_positive(self, scale):
         model = doctored("int8")
-        replace_constant(model, self.quantiser(model).input[1], np.float32(scale))
+        replace_constant(model, self.quantizer(model).input[1], np.float32(scale))
         found = breaches(model, V10, PLAIN)
         assert found
         assert all("is not positive" in breach for breach in found)
 
     def test_scale_that_is_computed(self):
         model = doctored("int8")
-        self.quantiser(model).input[1] = "elsewhere"
+        self.quantizer(model).input[1] = "elsewhere"
         assert "scale of node" in only_breach(model)
 
     def test_scale_in_16_bits(self):
         model = doctored("int8")
-        replace_constant(model, self.quantiser(model).input[1], np.float16(0.01))
+        replace_constant(model, self.quantizer(model).input[1], np.float16(0.01))
         assert all("float16" in breach for breach in breaches(model, V8, PLAIN))
         assert breaches(model, V8, PLAIN)
         assert breaches(model, V10, PLAIN) == []
@@ -195,9 +195,9 @@ class TestQuantisation:
                 set_attribute(node, "axis", 1)
         assert "along axis 1" in only_breach(model)
 
-    def test_quantised_bias(self):
+    def test_quantized_bias(self):
         model = doctored("int8")
-        first(model, "Conv").input[2] = self.quantiser(model).output[0]
+        first(model, "Conv").input[2] = self.quantizer(model).output[0]
         assert "bias of node" in only_breach(model)
 
     def test_weights_stored_in_int8(self):
@@ -239,7 +239,7 @@ class TestSparsity:
         replace_constant(model, name, values)
         assert sparse_convolutions(model)[0] == []
 
-    def test_through_quantisation(self):
+    def test_through_quantization(self):
         model = doctored("int8")
         self.pruned(model, "model.2.cv1.conv.weight")
         assert sparse_convolutions(model)[0] == ["model.2.cv1.conv.weight"]

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from yolo_prune.importance import CRITERIA
-from yolo_prune.importance.plugged import plugged_criteria
+from yolo_prune.importance.plugged import CRITERIA, plugged_criteria
 
-NOT_ONE = "\nNOT_ONE = 3\n"
+NOT_ONE = "\nNOT_ONE, ODD = 3, SmallestWeight(normalization='median')\n"
 
 
 def criterion_of_the_guide() -> str:
@@ -50,6 +49,8 @@ def test_a_criterion_of_another_package_prunes(desk: Path, dense: Path) -> None:
         ("smallest = outside:MISSING", "has no attribute 'MISSING'"),
         ("smallest = nowhere:SMALLEST", "No module named 'nowhere'"),
         ("smallest = outside:NOT_ONE", "a int is no criterion"),
+        ("smallest = outside:SmallestWeight", "is a class"),
+        ("smallest = outside:ODD", "normalization 'median'"),
         ("other = outside:SMALLEST", "calls itself 'smallest'"),
         ("l2 = outside:SMALLEST", "'l2' is one of yolo_prune's own"),
     ],

@@ -12,12 +12,12 @@ SETTINGS = {"seed": 0, "images": (3, 4)}
 
 def test_goes_on_where_it_was(tmp_path):
     folder = tmp_path / "new"
-    record = Record(folder, "lines.jsonl", SETTINGS)
-    assert not folder.exists()  # bad input leaves nothing: the folder comes with the first line
-    record.add({"number": 2, "score": 0.5})
+    with Record(folder, "lines.jsonl", SETTINGS) as record:
+        assert not folder.exists()  # bad input leaves nothing: the folder comes with the first line
+        record.add({"number": 2, "score": 0.5})
     before = (folder / "lines.jsonl").read_bytes()
-    again = Record(folder, "lines.jsonl", SETTINGS)
-    again.add({"number": 0, "score": 0.25})
+    with Record(folder, "lines.jsonl", SETTINGS) as again:
+        again.add({"number": 0, "score": 0.25})
     assert (folder / "lines.jsonl").read_bytes().startswith(before)
     assert [line["number"] for line in again.in_order()] == [0, 2]
     assert again.lines == Record(folder, "lines.jsonl", SETTINGS).lines
@@ -25,14 +25,36 @@ def test_goes_on_where_it_was(tmp_path):
 
 @pytest.mark.parametrize("torn", ['{"number": 1, "sco', '{"number": 1', "{"])
 def test_a_line_that_a_kill_cut_off_is_lost_alone(tmp_path, torn):
-    record = Record(tmp_path, "lines.jsonl", SETTINGS)
-    record.add({"number": 0})
+    with Record(tmp_path, "lines.jsonl", SETTINGS) as record:
+        record.add({"number": 0})
     with (tmp_path / "lines.jsonl").open("a") as stream:
         stream.write(torn)
-    again = Record(tmp_path, "lines.jsonl", SETTINGS)
-    assert list(again.lines) == [0]
-    again.add({"number": 1})
+    with Record(tmp_path, "lines.jsonl", SETTINGS) as again:
+        assert list(again.lines) == [0]
+        again.add({"number": 1})
     assert list(Record(tmp_path, "lines.jsonl", SETTINGS).lines) == [0, 1]
+
+
+def test_of_two_that_begin_a_folder_together_one_goes_on(tmp_path):
+    folder = tmp_path / "new"
+    with Record(folder, "lines.jsonl", SETTINGS) as first, Record(folder, "lines.jsonl", SETTINGS) as second:
+        first.add({"number": 0})
+        with pytest.raises(OutputError, match="another process works in"):
+            second.add({"number": 0})
+    with Record(folder, "lines.jsonl", SETTINGS) as third:
+        assert list(third.lines) == [0]
+
+
+def test_of_two_one_after_the_other_none_writes_a_line_twice(tmp_path):
+    folder = tmp_path / "new"
+    early, known = Record(folder, "lines.jsonl", SETTINGS), Record(folder, "lines.jsonl", SETTINGS)
+    with known:
+        with Record(folder, "lines.jsonl", SETTINGS) as first:
+            first.add({"number": 0})
+        with pytest.raises(OutputError, match=r"began .* meanwhile"):
+            known.add({"number": 0})
+    with early:  # read before there was a line, held after
+        assert list(early.lines) == [0]
 
 
 def test_other_settings_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,14 +105,18 @@ class TestCheckpoints:
 class TestForeignClasses:
     """A checkpoint is a program to an unwary reader: none of its lines may run."""
 
-    @pytest.fixture(params=["as the model", "beside a good model"])
-    def trap(self, request, desk, dense_checkpoint):
-        payload = Payload(desk / "ran")
+    @pytest.fixture(scope="class", params=["as the model", "beside a good model"])
+    def made(self, request, tmp_path_factory, dense_checkpoint):
+        payload, path = Payload(Path("ran")), tmp_path_factory.mktemp("trap") / "trap.pt"
         if request.param == "as the model":
-            torch.save({"model": payload}, desk / "trap.pt")
+            torch.save({"model": payload}, path)
         else:
-            save_as_host(read_checkpoint(dense_checkpoint).model, desk / "trap.pt", train_metrics=payload)
-        return desk / "trap.pt"
+            save_as_host(read_checkpoint(dense_checkpoint).model, path, train_metrics=payload)
+        return path
+
+    @pytest.fixture
+    def trap(self, made, desk):
+        return Path(shutil.copy(made, desk / "trap.pt"))
 
     def test_payload_is_live(self, trap, desk):
         assert not SAFE_LOAD  # the host was imported first, as in a user's script, and would run it

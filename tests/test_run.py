@@ -108,7 +108,7 @@ def test_killed_twice_it_goes_on_where_it_stopped(command, tiny_data, tmp_path):
     assert_others_are_refused(command, settings, folder)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_fine_tune_may_prune_and_be_taught_by_the_dense_model(command, tiny_data, tmp_path):
     """The recipe that README recommends, in one file; killed between its steps it goes on with them."""
     steps = {"target_macs": 0.5, "prune_every": 1, "prune_steps": 2, "prune_batches": 1, "distill": "dense"}

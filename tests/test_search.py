@@ -26,7 +26,8 @@ from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.collection import TrainingImages
 from yolo_prune.hosts.ultralytics.scoring import Scorer
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
-from yolo_prune.importance import CRITERIA, Evidence, score_channels
+from yolo_prune.importance import Evidence, score_channels
+from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.pipeline.cliff import steepest
 from yolo_prune.pipeline.sensitivity import curves
 from yolo_prune.search.sampling import BAND, TRIES, Sampler

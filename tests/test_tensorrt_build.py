@@ -132,7 +132,7 @@ class TestBuild:
             ["images", *((batch, 3, IMGSZ_PX, IMGSZ_PX) for batch in (1, 2, 4))]
         ]
 
-    def test_quantised_file_is_not_calibrated(self, installed, tmp_path):
+    def test_quantized_file_is_not_calibrated(self, installed, tmp_path):
         trt = installed("10.3.0")
         build_engine(typed("yolov8n", "int8"), tmp_path / "a.engine", BuildOptions(precision="int8"))
         assert not trt.calls("IBuilderConfig.int8_calibrator")

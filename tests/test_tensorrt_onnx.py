@@ -121,7 +121,7 @@ class TestHalfPrecision:
         assert report.passed, report
 
 
-class TestQuantisation:
+class TestQuantization:
     def test_of_convolutions_but_the_last_ones(self):
         path = typed("yolov8n", "int8")
         nodes = {node.name: node for node in onnx.load(path).graph.node}
@@ -130,8 +130,8 @@ class TestQuantisation:
         assert len(last_convolutions(facts.nodes)) == 6
         for node in facts.nodes:
             if node.operator == "Conv":
-                quantised = [name.endswith("DequantizeLinear_Output") for name in nodes[node.name].input[:2]]
-                assert quantised == [node.name not in kept] * 2, node.name
+                quantized = [name.endswith("DequantizeLinear_Output") for name in nodes[node.name].input[:2]]
+                assert quantized == [node.name not in kept] * 2, node.name
 
     def test_needs_images(self, tmp_path):
         with pytest.raises(DataError, match="no images"):
@@ -159,10 +159,10 @@ class TestQuantisation:
         files = sorted((shared_data / "coco_subset" / "images").rglob("*.jpg"))[:24]
         inputs = [letterbox(cv2.imread(str(file)), 320)[0] for file in files]
         plain = export_typed_onnx(weights, imgsz_px=320, out=tmp_path / "plain.onnx")
-        quantised = export_typed_onnx(
+        quantized = export_typed_onnx(
             weights, imgsz_px=320, out=tmp_path / "int8.onnx", precision="int8", images=inputs[:16]
         )
-        expected, found = (run(path, inputs[16:], 320)[:, 4:].max(axis=1) for path in (plain, quantised))
+        expected, found = (run(path, inputs[16:], 320)[:, 4:].max(axis=1) for path in (plain, quantized))
         sure = expected > 0.25
         assert sure.sum() > 50
         assert np.abs(expected - found)[sure].mean() < 0.08  # 0.046 with 24 images to calibrate; 0.085 by the largest

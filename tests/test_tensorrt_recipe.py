@@ -141,7 +141,7 @@ class TestDeviceOptions:
         [
             (V11, HALF, "fp16", "TensorRT 11.1"),
             (V8, FACTS, "fp32", "precision fp32"),
-            (V10, QUANTISED, "int8", "quantised"),
+            (V10, QUANTISED, "int8", "quantized"),
         ],
     )
     def test_accelerator_refused(self, version, facts, precision, message):

@@ -36,15 +36,18 @@ def test_in_process():
 
 @pytest.mark.slow
 class TestOnRay:
+    @pytest.mark.exhaustive
     def test_one_that_dies_is_replaced_and_its_task_done(self, came):
         results = {int(number): result for number, result in came["one_dies"]["results"].items()}
         assert results == {number: number**2 for number in range(8)}
         assert came["one_dies"]["dead"] == 1
 
+    @pytest.mark.exhaustive
     def test_a_task_of_which_all_die_is_given_up(self, came):
         assert came["all_die"]["error"] == "WorkerError"
         assert came["all_die"]["found"].startswith(f"{TRIES} workers died of task 3")
 
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize(("scenario", "found"), [("bad_task", "a hundred"), ("bad_work", "less than no deaths")])
     def test_bad_input_there_is_bad_input_here(self, came, scenario, found):
         assert came[scenario] == {"error": "ConfigError", "found": found, "code": 2}

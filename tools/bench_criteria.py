@@ -24,7 +24,7 @@ from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
-from yolo_prune.importance import CRITERIA
+from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.report import render

@@ -31,7 +31,7 @@ from yolo_prune.device.benchmark_record import BenchmarkReport
 from yolo_prune.export.profile import Profile, Timed
 from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
-from yolo_prune.importance import CRITERIA
+from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.pipeline.artefacts import BACKENDS, Variant, export_one
 from yolo_prune.pipeline.profile import ProfileConfig, profile
 from yolo_prune.pipeline.prune import prune

@@ -127,8 +127,8 @@ class Laboratory:
         """Return the line of a cell."""
         started = time.perf_counter()
         final = self.slim(cell.peer)
-        network: Any = YOLO(str(final)).model.float()  # type: ignore[union-attr]
-        macs, dense_macs = (self._macs(model) for model in (network, YOLO(str(self.dense())).model.float()))  # type: ignore[union-attr]
+        network: Any = YOLO(str(final)).model.float()
+        macs, dense_macs = (self._macs(model) for model in (network, YOLO(str(self.dense())).model.float()))
         return {
             "cell": dataclasses.asdict(cell),
             "figures": {

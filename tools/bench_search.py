@@ -39,7 +39,8 @@ from yolo_prune.hosts.ultralytics.collection import TrainingImages, scored_on
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.hosts.ultralytics.scoring import Scorer
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
-from yolo_prune.importance import CRITERIA, FloatArray
+from yolo_prune.importance import FloatArray
+from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.pipeline.train import train_in
 from yolo_prune.plan import plan_from_keep
 from yolo_prune.search.sampling import Sampler

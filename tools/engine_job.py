@@ -15,7 +15,8 @@ from yolo_prune.allocation import Allocation, Budget, allocate
 from yolo_prune.channels import BoolArray, ChannelGraph, trace
 from yolo_prune.hosts.ultralytics.checkpoints import build_from_yaml
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, trace_side, verifier
-from yolo_prune.importance import CRITERIA, Evidence, score_channels
+from yolo_prune.importance import Evidence, score_channels
+from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.surgery import counted_macs
 
 

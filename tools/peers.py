@@ -24,7 +24,8 @@ from yolo_prune.allocation import Allocation, Budget, Constraints, allocate
 from yolo_prune.channels import ChannelGraph, Role
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, write_slim
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
-from yolo_prune.importance import CRITERIA, Evidence, FloatArray, score_channels
+from yolo_prune.importance import Evidence, FloatArray, score_channels
+from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.plan import plan_from_keep
 from yolo_prune.surgery import counted_macs
 

@@ -12,14 +12,17 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bench_criteria import CriteriaFigures
 from bench_export import ExportFigures
 from bench_latency import LatencyFigures
+from bench_speedups import SpeedupFigures
 from engine_figures import EngineFigures
+from peer_figures import PeerFigures
 from recipe_figures import Cells
 from search_figures import SearchFigures
 from sweep_models import Coverage
@@ -49,16 +52,8 @@ def render_record(name: str) -> str:
     Raises:
         ConfigError: There is no such record.
     """
-    if name == "recipes":
-        return recipes().table(markdown=True)
-    if name == "criteria":
-        return CriteriaFigures(records=read_lines(RECORDS / "criteria.jsonl")).table(markdown=True)
-    if name == "latency":
-        return LatencyFigures(records=read_lines(RECORDS / "latency.jsonl")).table(markdown=True)
-    if name == "export":
-        return ExportFigures(records=read_lines(RECORDS / "export.jsonl")).table(markdown=True)
-    if name == "search":
-        return candidates().table(markdown=True)
+    if name in CELLS:
+        return CELLS[name](read_lines(RECORDS / f"{name}.jsonl")).table(markdown=True)
     path = RECORDS / f"{name}.json"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in RECORDS.glob("*.json")))
@@ -67,6 +62,26 @@ def render_record(name: str) -> str:
     if name == "coverage":
         return Coverage(records=record).table(markdown=True)
     return summarize(record, markdown=True) if "evaluations" in record else EngineFigures(**record).table(markdown=True)
+
+
+class Figures(Protocol):
+    """What a benchmark measured."""
+
+    def table(self, *, markdown: bool = False) -> str:
+        """Return it as a table."""
+        ...
+
+
+CELLS: dict[str, Callable[[list[dict[str, Any]]], Figures]] = {
+    "recipes": lambda lines: Cells(records=lines),
+    "criteria": lambda lines: CriteriaFigures(records=lines),
+    "latency": lambda lines: LatencyFigures(records=lines),
+    "export": lambda lines: ExportFigures(records=lines),
+    "speedups": lambda lines: SpeedupFigures(records=lines),
+    "search": lambda lines: SearchFigures(lines=lines),
+    "peers": lambda lines: PeerFigures(records=lines, races=read_lines(RECORDS / "peers_latency.jsonl")),
+}
+"""Benchmarks whose record is a line for each cell, by its name."""
 
 
 def recipes() -> Cells:

@@ -173,7 +173,9 @@ VERBS: dict[str, Verb] = {
     "train": Verb(summary="train as `yolo train` does, and prune meanwhile if asked to", load=_train, passes_on=True),
     "finetune": Verb(summary="train a slim checkpoint without rebuilding it", load=_finetune, passes_on=True),
     "evaluate": Verb(summary="measure mAP of a checkpoint", load=_evaluate),
-    "export": Verb(summary="export to ONNX, NCNN or OpenVINO and prove that the artefact agrees", load=_export),
+    "export": Verb(
+        summary="export to ONNX, NCNN, OpenVINO or a TensorRT engine, and prove that it agrees", load=_export
+    ),
     "benchmark": Verb(summary="time artefacts beside each other", load=_benchmark),
     "bundle": Verb(summary="a folder for a Jetson, a Raspberry Pi or a CPU: artefacts, proof, runner", load=_bundle),
     "run": Verb(summary="all of it from one YAML file, resumable: run CONFIG.yaml", load=_run, file_first=True),

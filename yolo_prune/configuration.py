@@ -112,9 +112,9 @@ def structured(schema: type[Schema], *values: Any) -> Schema:
     Raises:
         ConfigError: A value of a wrong type, or a required key that is missing.
     """
-    for several in values:
-        _require_kinds(schema, several)
     try:
+        for several in values:
+            _require_kinds(schema, several)
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *values))
     except OmegaConfBaseException as error:
         missing = "Missing mandatory value" in str(error) or "MISSING" in type(error).__name__.upper()

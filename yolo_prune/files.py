@@ -214,7 +214,7 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the lines of an append-only record of JSON, without one that a kill cut off; an absent file has none."""
     lines: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(json.JSONDecodeError):
             lines.append(json.loads(text))
     return lines

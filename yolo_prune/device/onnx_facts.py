@@ -43,7 +43,7 @@ class OnnxFacts:
         opset: Version of the standard operators.
         inputs: Inputs of the graph.
         nodes: Nodes in order.
-        precision: What the file itself says to compute in: int8 where it quantises, fp16 where it holds weights of 16
+        precision: What the file itself says to compute in: int8 where it quantizes, fp16 where it holds weights of 16
             bits, else fp32.
         metadata: Texts by key, as the host noted them.
     """

@@ -208,7 +208,7 @@ def _require_precision(version: Version, facts: OnnxFacts, options: BuildOptions
     if asked == "int8" and written == "fp32" and not calibration:
         raise ConfigError(
             "int8 without calibration",
-            expected="images, the cache of an earlier calibration, or an ONNX file that is quantised",
+            expected="images, the cache of an earlier calibration, or an ONNX file that is quantized",
             remedy="give images of the kind that the model will see (data=...)",
         )
 
@@ -220,7 +220,7 @@ def _require_dla(version: Version, facts: OnnxFacts, options: BuildOptions) -> N
     for refused, reason, expected in (
         (version.major >= STRONGLY_TYPED, f"TensorRT {version}", "TensorRT 8 or 10, whose networks are weakly typed"),
         (options.precision == "fp32", "precision fp32", "fp16 or int8: it computes in nothing else"),
-        (facts.precision == "int8", "a quantised ONNX file", "an ONNX file in fp32 and calibration"),
+        (facts.precision == "int8", "a quantized ONNX file", "an ONNX file in fp32 and calibration"),
     ):
         if refused:
             raise ConfigError(f"deep learning accelerator with {reason}", expected=expected, remedy="or use the GPU")

@@ -78,7 +78,7 @@ def trtexec_command(
     if recipe.calibrate and calibration_cache is None:
         raise ConfigError(
             "int8 with trtexec and no calibration cache",
-            expected="the cache of an earlier calibration, or an ONNX file that is quantised",
+            expected="the cache of an earlier calibration, or an ONNX file that is quantized",
             remedy="install TensorRT's package for Python (on a Jetson: apt install python3-libnvinfer)",
         )
     return [

@@ -1,7 +1,7 @@
 """What TensorRT takes of ONNX, checked before it is asked: it is slow to refuse, and absent where bundles are made.
 
 Sources: `docs/operators.md` of github.com/onnx/onnx-tensorrt at its branches 8.6-GA and 10.1-GA, the importers of
-quantisation there, and the opset guide of TensorRT 11.
+quantization there, and the opset guide of TensorRT 11.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class _Subject:
         return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
 
     def weight(self, node: NodeProto) -> tuple[str, NDArray[Any] | None]:
-        """Return the name and values of a node's weight, through its quantisation."""
+        """Return the name and values of a node's weight, through its quantization."""
         name = node.input[1] if len(node.input) > 1 else ""
         while name in self.producers and self.producers[name].op_type in ("QuantizeLinear", "DequantizeLinear"):
             name = self.producers[name].input[0]
@@ -193,17 +193,17 @@ def _ends(subject: _Subject) -> Iterator[str]:
         yield "the image side is open, and none is given"
 
 
-def _quantisation(subject: _Subject) -> Iterator[str]:
-    """Symmetric int8 with constant scales; weights by channel; no quantised biases."""
+def _quantization(subject: _Subject) -> Iterator[str]:
+    """Symmetric int8 with constant scales; weights by channel; no quantized biases."""
     for node in subject.nodes("QuantizeLinear", "DequantizeLinear"):
         yield from _scale(subject, node)
         yield from _zero_point(subject, node)
     for node in subject.nodes("Conv", "ConvTranspose"):
         if len(node.input) > 2 and node.input[2] not in subject.constants:
             yield f"bias of node '{node.name}' is not a constant in floating point"
-        quantiser = subject.producers.get(node.input[1])
-        if quantiser is not None and quantiser.op_type == "DequantizeLinear":
-            yield from _weight_axis(subject, node, quantiser)
+        quantizer = subject.producers.get(node.input[1])
+        if quantizer is not None and quantizer.op_type == "DequantizeLinear":
+            yield from _weight_axis(subject, node, quantizer)
     for node in subject.nodes("DequantizeLinear"):
         if subject.version.major < 10 and node.input[0] in subject.constants:
             yield f"node '{node.name}' reads int8 weights: before TensorRT 10 QuantizeLinear has to make them"
@@ -225,11 +225,11 @@ def _zero_point(subject: _Subject, node: NodeProto) -> Iterator[str]:
         return
     zero = subject.constants.get(node.input[2])
     if zero is None or zero.dtype != np.int8 or zero.any():
-        yield f"zero point of node '{node.name}' is not a constant int8 of 0: quantisation has to be symmetric"
+        yield f"zero point of node '{node.name}' is not a constant int8 of 0: quantization has to be symmetric"
 
 
-def _weight_axis(subject: _Subject, node: NodeProto, quantiser: NodeProto) -> Iterator[str]:
-    scale, axis = subject.constants.get(quantiser.input[1]), subject.attribute(quantiser, "axis", 1)
+def _weight_axis(subject: _Subject, node: NodeProto, quantizer: NodeProto) -> Iterator[str]:
+    scale, axis = subject.constants.get(quantizer.input[1]), subject.attribute(quantizer, "axis", 1)
     if scale is not None and scale.size > 1 and axis != _OUTPUT_AXIS[node.op_type]:
         yield f"scales of node '{node.name}' lie along axis {axis} of its weight, not along its output channels"
 
@@ -279,4 +279,4 @@ def _shape(item: Any) -> Sequence[int]:
     return tuple(size.dim_value if size.HasField("dim_value") else -1 for size in sizes)
 
 
-_RULES = (_opset, _operators, _types, _ends, _quantisation, _resizing, _pooling, _selection, _sparsity)
+_RULES = (_opset, _operators, _types, _ends, _quantization, _resizing, _pooling, _selection, _sparsity)

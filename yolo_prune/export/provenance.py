@@ -32,7 +32,7 @@ class Provenance:
         lineage: Hashes of the checkpoints that one was made from, the oldest first.
         plan_sha256: Hash of the plan that cut it, as JSON with sorted keys; None if no plan did.
         choice: How that plan was chosen: criterion, target and so on.
-        macs: Multiply-adds of one image of `imgsz_px`, before quantisation.
+        macs: Multiply-adds of one image of `imgsz_px`, before quantization.
         params: Parameters.
         imgsz_px: Side of the square input.
         precision: How it stores its weights.

@@ -54,7 +54,7 @@ def quantize(artefact: Path, inputs: Sequence[Array], out: Path, *, format: str)
 
     Raises:
         DataError: There are no calibration images.
-        ExportError: The quantiser failed.
+        ExportError: The quantizer failed.
         OutputError: `out` cannot be written.
     """
     if not inputs:

@@ -49,7 +49,7 @@ def export_typed_onnx(
         checkpoint: A `.pt` file of the host, dense or slim.
         imgsz_px: Side of the square input.
         out: Where the file shall stand; nothing may stand there yet.
-        precision: fp16: weights and activations in 16 bits, inputs and outputs in 32. int8: see `quantise`.
+        precision: fp16: weights and activations in 16 bits, inputs and outputs in 32. int8: see `quantize`.
         images: For int8: inputs (1, 3, imgsz_px, imgsz_px), letterboxed as they will be.
         batch: Images in a call; the most of them if `dynamic`.
         dynamic: Leave batch size and image side open; an engine fixes or bounds them.
@@ -99,7 +99,7 @@ def set_precision(onnx: Path, precision: Precision, *, images: Sequence[Array] =
     if precision == "fp16":
         model = to_half(package.load(onnx), keep=decoding_nodes(OnnxFacts.read(onnx).nodes))
     else:
-        model = quantise(onnx, images, batch=batch)
+        model = quantize(onnx, images, batch=batch)
     for entry in model.metadata_props:
         if entry.key == "args":
             entry.value = str({**ast.literal_eval(entry.value), "quantize": BITS[precision]})
@@ -107,7 +107,7 @@ def set_precision(onnx: Path, precision: Precision, *, images: Sequence[Array] =
 
 
 def require_images(images: Sequence[object]) -> None:
-    """Refuse to quantise without images.
+    """Refuse to quantize without images.
 
     Raises:
         DataError: There are none.
@@ -120,8 +120,8 @@ def require_images(images: Sequence[object]) -> None:
         )
 
 
-def quantise(onnx: Path, images: Sequence[Array], *, batch: int = 1) -> Any:
-    """Quantise the convolutions of an ONNX file for TensorRT.
+def quantize(onnx: Path, images: Sequence[Array], *, batch: int = 1) -> Any:
+    """Quantize the convolutions of an ONNX file for TensorRT.
 
     Symmetric int8, weights by output channel, both by pairs of QuantizeLinear and DequantizeLinear (TensorRT fuses them
     into the convolutions; before version 10 it wants them on weights as well); biases stay in floating point. The
@@ -134,13 +134,13 @@ def quantise(onnx: Path, images: Sequence[Array], *, batch: int = 1) -> Any:
         batch: Images in a call, where the file fixes it.
 
     Returns:
-        The quantised `onnx.ModelProto`.
+        The quantized `onnx.ModelProto`.
     """
     import onnx as package
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     facts = OnnxFacts.read(onnx)
-    target = onnx.with_suffix(".quantised.onnx")
+    target = onnx.with_suffix(".quantized.onnx")
     try:
         with _quiet():
             quantize_static(
@@ -162,12 +162,12 @@ def quantise(onnx: Path, images: Sequence[Array], *, batch: int = 1) -> Any:
                     "CalibPercentile": _PERCENTILE,
                 },
             )
-        quantised = package.load(target)
+        quantized = package.load(target)
     finally:
         target.unlink(missing_ok=True)
-    del quantised.metadata_props[:]
-    quantised.metadata_props.extend(package.load(onnx, load_external_data=False).metadata_props)
-    return quantised
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(package.load(onnx, load_external_data=False).metadata_props)
+    return quantized
 
 
 class _Reader:

@@ -1,4 +1,4 @@
-"""Which channels matter: one file a kind of criterion, one row each in `CRITERIA`."""
+"""Which channels matter: one file a kind of criterion, one row each in `BUILT_IN`."""
 
 from yolo_prune.importance.base import (
     Criterion,
@@ -15,26 +15,22 @@ from yolo_prune.importance.evidence import Evidence, collect
 from yolo_prune.importance.feature_maps import APOZ, HRANK
 from yolo_prune.importance.lamp import LAMP
 from yolo_prune.importance.magnitude import L1, L2
-from yolo_prune.importance.plugged import plugged_criteria
 from yolo_prune.importance.sensitivity import FISHER, TAYLOR, TAYLOR_SCALE, LossChange
 from yolo_prune.importance.similarity import FPGM
 
-CRITERIA: dict[str, Criterion] = {
+BUILT_IN: dict[str, Criterion] = {
     criterion.name: criterion
     for criterion in (L1, L2, FPGM, LAMP, BN_SCALE, TAYLOR, TAYLOR_SCALE, FISHER, APOZ, HRANK, RANDOM)
 }
-CRITERIA |= plugged_criteria(taken=CRITERIA)
-"""Every criterion by the name that the user types, those of other packages among them."""
-
-BY_FILTERS = frozenset(name for name, one in CRITERIA.items() if isinstance(one, (FilterCriterion, LossChange)))
-"""Criteria that score the filters of weights, and so can score the slices that read them as well."""
+"""Every criterion of ours by the name that the user types; `plugged.CRITERIA` has those of other packages as well."""
 
 __all__ = [
-    "BY_FILTERS",
-    "CRITERIA",
+    "BUILT_IN",
     "Criterion",
     "Evidence",
+    "FilterCriterion",
     "FloatArray",
+    "LossChange",
     "Normalization",
     "Reduction",
     "collect",

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.configuration import require_choice
 from yolo_prune.device.detections import letterbox
 from yolo_prune.device.runtimes.base import Array, Precision
+from yolo_prune.device.sources import read_image
 from yolo_prune.device.tensorrt_recipe import BuildOptions
-from yolo_prune.errors import DataError, ParityError
+from yolo_prune.errors import ParityError
 from yolo_prune.export.accuracy import Accuracy, measure_accuracy
 from yolo_prune.export.parity import ParityReport, check_parity
 from yolo_prune.export.provenance import provenance_of, write_provenance
@@ -306,7 +306,7 @@ def sample_images(data: Path, split: str, count: int) -> list[NDArray[np.uint8]]
     Raises:
         DataError: The split is empty, or one of them cannot be read.
     """
-    return [_read(file) for file in image_files(data, split)[:count]]
+    return [read_image(file) for file in image_files(data, split)[:count]]
 
 
 def calibration_inputs(data: Path, count: int, imgsz_px: int, *, seed: int = 0) -> list[Array]:
@@ -323,16 +323,4 @@ def calibration_inputs(data: Path, count: int, imgsz_px: int, *, seed: int = 0) 
     """
     files = image_files(data, "train")
     chosen = np.random.default_rng(seed).permutation(len(files))[:count]
-    return [letterbox(_read(files[at]), imgsz_px)[0] for at in sorted(chosen)]
-
-
-def _read(file: Path) -> NDArray[np.uint8]:
-    """Read an image, BGR."""
-    image = cv2.imread(str(file))
-    if image is None:
-        raise DataError(
-            f"image '{file}' cannot be read",
-            expected="an image file that OpenCV reads",
-            remedy="check that it is there and complete, or take it out of the data",
-        )
-    return cast(NDArray[np.uint8], image)
+    return [letterbox(read_image(files[at]), imgsz_px)[0] for at in sorted(chosen)]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,7 +16,8 @@ from yolo_prune.device.benchmark_record import BenchmarkReport
 from yolo_prune.device.benchmark_rows import forward_rows, heading, to_boxes_rows
 from yolo_prune.device.image_to_boxes import drawn_image
 from yolo_prune.device.runtimes import split_variant
-from yolo_prune.errors import ConfigError, DataError
+from yolo_prune.device.sources import read_image
+from yolo_prune.errors import ConfigError
 from yolo_prune.export.runtimes import runtime_for
 from yolo_prune.report import render
 
@@ -101,12 +101,4 @@ def _artefacts(models: Sequence[str]) -> dict[str, tuple[Path, tuple[str, ...]]]
 
 def _image(path: str | None) -> NDArray[np.uint8]:
     """Read the image for the whole way, or draw one."""
-    if path is None:
-        return drawn_image()
-    try:
-        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)  # imread fails on some systems' odd names
-    except (OSError, cv2.error):
-        image = None
-    if image is None:
-        raise DataError(f"cannot read image '{path}'", expected="an image file that OpenCV reads")
-    return cast(NDArray[np.uint8], image)
+    return drawn_image() if path is None else read_image(Path(path))

@@ -30,9 +30,8 @@ from yolo_prune.export.provenance import Provenance, provenance_of, write_proven
 from yolo_prune.export.pytorch_runtime import PyTorchRuntime
 from yolo_prune.export.tensorrt_onnx import export_typed_onnx
 from yolo_prune.files import new_folder, refuse_existing
-from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.slim import Checkpoint
-from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, require_deployable, task_of
+from yolo_prune.hosts.ultralytics.checkpoints import read_deployable, task_of
 from yolo_prune.hosts.ultralytics.evaluation import image_files
 from yolo_prune.hosts.ultralytics.export import ExportFormat, export_model, require_packages
 from yolo_prune.hosts.ultralytics.inference import task_rows
@@ -98,10 +97,7 @@ def bundle(config: BundleConfig) -> BundleResult:
         YoloPruneError: Bad input, a failed export, or an artefact that disagrees with PyTorch.
     """
     _check(config)
-    source = read_checkpoint(Path(config.model))
-    model: Any = source.model
-    require_deployable(model, config.model)
-    require_imgsz(config.imgsz, stride=int(model.stride.max()))
+    source = read_deployable(Path(config.model), imgsz_px=config.imgsz)
     images = _reference_images(config)
     calibration = _calibration_images(config) if config.int8 else []
     out = Path(config.out)

@@ -24,12 +24,13 @@ from yolo_prune.configuration import json_setting, require_choice, require_least
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.files import new_file, sha256
 from yolo_prune.hosts.refusals import require_imgsz
-from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, require_deployable
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, read_deployable
 from yolo_prune.hosts.ultralytics.collection import TrainingImages, scored_on
 from yolo_prune.hosts.ultralytics.evaluation import read_data
 from yolo_prune.hosts.ultralytics.scoring import Scorer
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
-from yolo_prune.importance import CRITERIA, FloatArray
+from yolo_prune.importance import FloatArray
+from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.pipeline.record import Record
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.search.workers import InProcess, WorkerPool, on_ray
@@ -183,10 +184,8 @@ class Candidates:
         also_may_change: tuple[str, ...] = (),
     ) -> None:
         self._config, self.folder = config, Path(config.out)
-        source = read_checkpoint(Path(config.model))
+        source = read_deployable(Path(config.model), imgsz_px=config.imgsz)
         model: Any = source.model
-        require_deployable(model, config.model)
-        require_imgsz(config.imgsz, stride=int(model.stride.max()))
         self.identity = _identity(config, kind, also_may_change)
         settings = {**self.identity, "source_sha256": source.sha256, "data_sha256": _data_sha256(config.data)}
         self.record = Record(self.folder, RECORD, settings, results=(result, SCORES))

@@ -10,9 +10,8 @@ from yolo_prune.configuration import json_setting, require_choice, require_least
 from yolo_prune.device.runtimes.base import Precision
 from yolo_prune.errors import ConfigError, ParityError
 from yolo_prune.files import refuse_existing
-from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.slim import Checkpoint
-from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, require_deployable
+from yolo_prune.hosts.ultralytics.checkpoints import read_deployable
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.pipeline.artefacts import (
     FAILED,
@@ -44,7 +43,9 @@ class ExportConfig:
     int8: bool = setting(False, help="8-bit weights and activations, calibrated on images of data=")
     imgsz: int = setting(640, help="image side", unit="px")
     batch: int = setting(1, help="images of a call", unit="images")
-    dynamic: bool = setting(False, help="take other numbers and sizes of images as well (onnx, openvino)")
+    dynamic: bool = setting(
+        False, help="take other numbers and sizes of images as well (not ncnn; of an engine, other numbers up to batch)"
+    )
     data: str | None = setting(None, help="data yaml whose images prove parity and mAP; default: drawn images")
     split: str = setting("val", help="split of data= that they come from")
     images: int = setting(16, help="number of images for parity", unit="images")
@@ -186,10 +187,7 @@ def _variants(config: ExportConfig) -> list[Variant]:
 
 def _source(config: ExportConfig) -> Checkpoint:
     """Read the checkpoint, and refuse what does not fit it."""
-    source = read_checkpoint(Path(config.model))
-    model: Any = source.model
-    require_deployable(model, config.model)
-    require_imgsz(config.imgsz, stride=int(model.stride.max()))
+    source = read_deployable(Path(config.model), imgsz_px=config.imgsz)
     if config.data:
         for split in {config.split, *(["train"] if config.int8 else [])}:
             require_split(Path(config.data), split)

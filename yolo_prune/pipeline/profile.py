@@ -21,9 +21,8 @@ from yolo_prune.configuration import json_setting, require_choice, require_least
 from yolo_prune.device.benchmark import require_measurable
 from yolo_prune.export.profile import RESULT, Profile, Target
 from yolo_prune.files import write_json
-from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.slim import Checkpoint
-from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, require_deployable
+from yolo_prune.hosts.ultralytics.checkpoints import read_deployable
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.pipeline.artefacts import BACKENDS, Variant
 from yolo_prune.pipeline.benchmark import THREADS
@@ -101,10 +100,8 @@ def profile(config: ProfileConfig) -> ProfileResult:
     Variant(format=BACKENDS[target.backend], precision=target.precision, imgsz_px=config.imgsz).require_possible()
     require_measurable(threads=config.threads, runs=config.runs)
     require_least(config, candidates=PROBES + FEWEST, seed=0)
-    source = read_checkpoint(Path(config.model))
+    source = read_deployable(Path(config.model), imgsz_px=config.imgsz)
     model: Any = source.model
-    require_deployable(model, config.model)
-    require_imgsz(config.imgsz, stride=int(model.stride.max()))
     graph, machine, folder = trace_model(model), this_machine(config.backend), Path(config.out)
     settings = {
         "structure": structure_of(graph),

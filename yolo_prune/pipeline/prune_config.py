@@ -11,7 +11,7 @@ from yolo_prune.configuration import changed, json_setting, read_mapping, requir
 from yolo_prune.errors import ConfigError
 from yolo_prune.export.profile import Profile
 from yolo_prune.hosts.refusals import require_imgsz
-from yolo_prune.importance import BY_FILTERS, CRITERIA
+from yolo_prune.importance.plugged import BY_FILTERS, CRITERIA
 from yolo_prune.search.sensitivities import Sensitivities
 
 

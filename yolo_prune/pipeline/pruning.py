@@ -14,8 +14,9 @@ from yolo_prune.allocation import allocate
 from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.files import require_new_outputs
 from yolo_prune.hosts.slim import Checkpoint
-from yolo_prune.importance import CRITERIA, Evidence, score_channels
+from yolo_prune.importance import Evidence, score_channels
 from yolo_prune.importance.evidence import Need
+from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.pipeline.latency import LatencyOutcome, Timing, keep_for_latency
 from yolo_prune.pipeline.prune_config import Choices, PruneConfig, choices, require_settings
 from yolo_prune.plan import PrunePlan, plan_from_keep

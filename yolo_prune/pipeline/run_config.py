@@ -21,7 +21,7 @@ from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, require_deployable
 from yolo_prune.hosts.ultralytics.evaluation import read_data, require_kpt_shape, require_split
 from yolo_prune.hosts.ultralytics.trainer import require_stock_values, stock_keys
-from yolo_prune.importance import CRITERIA
+from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.pipeline.artefacts import (
     PRECISIONS,
     SUFFIXES,

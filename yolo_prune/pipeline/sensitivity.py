@@ -18,7 +18,7 @@ from yolo_prune.channels import ChannelGraph, IntArray
 from yolo_prune.configuration import setting
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import write_json
-from yolo_prune.importance import CRITERIA
+from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.pipeline.candidates import Candidates, CandidatesConfig, check
 from yolo_prune.report import render
 from yolo_prune.search.sensitivities import Sensitivities

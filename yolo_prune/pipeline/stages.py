@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from yolo_prune.claims import LOCK
 from yolo_prune.errors import ConfigError, OutputError
 from yolo_prune.files import write_json
+from yolo_prune.pipeline.record import ANOTHER
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Stages:
     _count: int = field(default=0, init=False)
 
     def open(self, settings: Mapping[str, Any]) -> None:
-        """Claim the folder for a run with these settings, or find it claimed by the same ones.
+        """Begin the folder with these settings, or find it begun with the same ones.
 
         Raises:
             OutputError: The folder holds something that is not a run.
@@ -37,19 +39,21 @@ class Stages:
         """
         record = self.folder / "run.json"
         if record.is_file():
-            found = _settings_in(record)
+            found = _read(record, remedy=ANOTHER)
             changed = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
             if changed:
                 raise ConfigError(
                     f"'{self.folder}' holds a run with other settings: {', '.join(changed)}",
                     expected="the settings of that run, to resume it",
-                    remedy="choose another out= for a new run",
+                    remedy=ANOTHER,
                 )
             return
         if self.folder.exists() and not self.folder.is_dir():
-            raise OutputError(f"'{self.folder}' is a file", expected="a new or empty folder")
-        if self.folder.exists() and any(path.name != "data" for path in self.folder.iterdir()):
-            raise OutputError(f"'{self.folder}' is not empty and holds no run", expected="a new or empty folder")
+            raise OutputError(f"'{self.folder}' is a file", expected="a new or empty folder", remedy=ANOTHER)
+        if self.folder.exists() and any(path.name not in ("data", LOCK) for path in self.folder.iterdir()):
+            raise OutputError(
+                f"'{self.folder}' is not empty and holds no run", expected="a new or empty folder", remedy=ANOTHER
+            )
         write_json(record, dict(settings))
 
     def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -59,20 +63,23 @@ class Stages:
         progress = f"[{self._count}/{self.total}] {name}"
         if record.is_file():
             print(f"{progress}: done before", flush=True)
-            found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-            return found
+            return _read(record, remedy=f"delete it, and the same command does stage '{name}' again")
         print(progress, flush=True)
         result = work()
         write_json(record, result)
         return result
 
 
-def _settings_in(record: Path) -> dict[str, Any]:
-    """Read the settings that a run folder was claimed with."""
+def _read(record: Path, *, remedy: str) -> dict[str, Any]:
+    """Read what a run wrote: its settings, or what came of a stage.
+
+    Raises:
+        OutputError: It is damaged.
+    """
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):
-        raise OutputError(f"'{record}' is not the record of a run", expected="a new or empty folder")
+        raise OutputError(f"'{record}' is not the record of a run", expected="what the run wrote", remedy=remedy)
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from yolo_prune.allocation import PATHS
 from yolo_prune.configuration import json_setting, setting
 from yolo_prune.hosts.ultralytics.sparsity import SCOPES
-from yolo_prune.importance import CRITERIA
+from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.methods.grafting import MODES as GRAFTING_MODES
 from yolo_prune.methods.slimming.strength import MODES, SCHEDULES
 from yolo_prune.methods.unstructured import PATTERNS

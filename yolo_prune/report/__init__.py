@@ -1,4 +1,4 @@
-"""Reads records, shows them: tables here, pages later."""
+"""Reads records and nothing else, and shows them: tables, pages and plots."""
 
 from yolo_prune.report.table import quantity, render
 

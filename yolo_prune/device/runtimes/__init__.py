@@ -1,5 +1,7 @@
 """What runs an artefact: one file a runtime, one protocol for all."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 from yolo_prune.device.runtimes.base import Array, Runtime, Session

@@ -16,7 +16,7 @@ from ultralytics.nn.tasks import BaseModel, torch_safe_load
 
 from yolo_prune.errors import CheckpointError
 from yolo_prune.files import sha256
-from yolo_prune.hosts.refusals import first_line, host_errors_as
+from yolo_prune.hosts.refusals import first_line, host_errors_as, require_imgsz
 from yolo_prune.hosts.slim import (
     MARKER,
     Checkpoint,
@@ -79,6 +79,20 @@ def read_checkpoint(path: Path, *, in_training: bool = False) -> Checkpoint:
         stored_dtype=dtype,
         train_args=dict(train_args) if isinstance(train_args, dict) else {},
     )
+
+
+def read_deployable(path: Path, *, imgsz_px: int) -> Checkpoint:
+    """Read a checkpoint for a command that deploys it, at a side of its input.
+
+    Raises:
+        CheckpointError: As `read_checkpoint`, or a task that is pruned only.
+        ConfigError: The network's stride does not divide the side.
+    """
+    source = read_checkpoint(path)
+    model: Any = source.model
+    require_deployable(model, str(path))
+    require_imgsz(imgsz_px, stride=int(model.stride.max()))
+    return source
 
 
 def load_model(name: str, *, in_training: bool = False) -> nn.Module:

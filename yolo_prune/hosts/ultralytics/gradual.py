@@ -24,7 +24,8 @@ from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.refusals import require_plain
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.hosts.ultralytics.trainer import warn_of_few_steps
-from yolo_prune.importance import CRITERIA, FloatArray
+from yolo_prune.importance import FloatArray
+from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.methods.gradual import PruningSchedule, carry_optimizer, silence_softly
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.surgery import Verification
