@@ -39,6 +39,12 @@ def test_the_table_by_hand():
     assert row(line()).endswith("yes")
 
 
+def test_the_summary_by_hand():
+    other = line(accuracy={"pytorch": 0.38, "artefact": 0.39, "losses": {"box": -0.01}, "limit": 0.03}, error="no")
+    told = ExportFigures(records=[line(), other]).table().splitlines()[-1]
+    assert told == "1 of 2 artefacts agree. mAP50-95 beside PyTorch's: int8 -0.0100 to +0.0100."
+
+
 def test_one_that_disagrees_or_cannot_be_compared_says_no():
     assert row(line(error="it loses too much")).endswith("NO")
     silent = row(line(error="not finite", parity=None, accuracy=None))

@@ -97,7 +97,21 @@ class ExportFigures:
             "PyTorch",
             "loss",
         ]
-        return render([*head, "agrees"], [_row(record) for record in self.records], markdown=markdown)
+        table = render([*head, "agrees"], [_row(record) for record in self.records], markdown=markdown)
+        return table + ("\n" if markdown else "") + self.summary()
+
+    def summary(self) -> str:
+        """Return in a line how many agree, and the largest change of mAP50-95 at each precision."""
+        changes: dict[str, list[float]] = {}
+        for record in self.records:
+            if record["accuracy"]:
+                both = record["accuracy"]["artefact"] - record["accuracy"]["pytorch"]
+                changes.setdefault(record["cell"]["precision"], []).append(both)
+        told = "; ".join(f"{name} {min(found):+.4f} to {max(found):+.4f}" for name, found in changes.items())
+        agreeing = sum(not record["error"] for record in self.records)
+        return (
+            f"{agreeing} of {len(self.records)} artefacts agree. mAP50-95 beside PyTorch's: {told or 'not measured'}.\n"
+        )
 
 
 def _row(record: dict[str, Any]) -> list[str]:
