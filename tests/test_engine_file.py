@@ -9,7 +9,7 @@ from ultralytics.nn.backends.base import BaseBackend
 from yolo_prune.device.onnx_facts import OnnxFacts
 from yolo_prune.device.runtimes.engine_file import EngineFile
 from yolo_prune.device.tensorrt_build import engine_metadata
-from yolo_prune.device.tensorrt_recipe import BatchRange, BuildOptions
+from yolo_prune.device.tensorrt_recipe import BatchRange, EngineOptions
 from yolo_prune.errors import ConfigError, OutputError
 from yolo_prune.export.metadata import read_metadata, write_metadata
 
@@ -42,7 +42,7 @@ def test_a_plan_alone(tmp_path):
 
 def test_the_host_reads_it(tmp_path):
     facts = OnnxFacts.read(exported("yolov8n"))
-    options = BuildOptions(precision="fp16", batch=BatchRange(1, 2, 4), dla_core=1)
+    options = EngineOptions(precision="fp16", batch=BatchRange(1, 2, 4), dla_core=1)
     path = tmp_path / "a.engine"
     EngineFile(plan=PLAN, metadata=engine_metadata(facts, options)).write(path)
     offset, metadata = BaseBackend.engine_header(path)

@@ -9,12 +9,12 @@ from exported_onnx import exported, typed
 from onnx import TensorProto, helper, numpy_helper
 
 from yolo_prune.device.tensorrt_library import Version
-from yolo_prune.device.tensorrt_recipe import BatchRange, BuildOptions
+from yolo_prune.device.tensorrt_recipe import BatchRange, EngineOptions
 from yolo_prune.errors import ConfigError
 from yolo_prune.export.onnx_contract import breaches, require_contract, sparse_convolutions
 
 V8, V10, V11 = Version(8, 6), Version(10, 3), Version(11, 1)
-PLAIN = BuildOptions()
+PLAIN = EngineOptions()
 
 
 def doctored(kind: str = "fp32", name: str = "yolov8n", **variant):
@@ -84,7 +84,7 @@ class TestGraph:
     def test_cast_to_64_bits(self):
         model = doctored(dynamic=True)
         set_attribute(first(model, "Cast"), "to", TensorProto.DOUBLE)
-        options = BuildOptions(imgsz_px=64, batch=BatchRange(1, 1, 1))
+        options = EngineOptions(imgsz_px=64, batch=BatchRange(1, 1, 1))
         assert "casts to DOUBLE" in only_breach(model, V10, options)
 
     @pytest.mark.parametrize("end", ["input", "output"])
@@ -105,9 +105,9 @@ class TestGraph:
 
     def test_open_shapes_that_no_profile_covers(self):
         model = doctored(dynamic=True)
-        assert breaches(model, V10, BuildOptions(imgsz_px=64, batch=BatchRange(1, 2, 2))) == []
-        assert "batch size is open" in only_breach(model, V10, BuildOptions(imgsz_px=64))
-        assert "image side is open" in only_breach(model, V10, BuildOptions(batch=BatchRange(1, 2, 2)))
+        assert breaches(model, V10, EngineOptions(imgsz_px=64, batch=BatchRange(1, 2, 2))) == []
+        assert "batch size is open" in only_breach(model, V10, EngineOptions(imgsz_px=64))
+        assert "image side is open" in only_breach(model, V10, EngineOptions(batch=BatchRange(1, 2, 2)))
 
 
 class TestOperators:
@@ -212,7 +212,7 @@ class TestQuantization:
 
 
 class TestSparsity:
-    SPARSE = BuildOptions(sparse=True)
+    SPARSE = EngineOptions(sparse=True)
 
     def pruned(self, model, name):
         values = numpy_helper.to_array(constant(model, name)).copy()

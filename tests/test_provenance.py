@@ -43,17 +43,7 @@ class TestProvenance:
         assert (told.imgsz_px, told.precision, told.calibration_images) == (64, "fp32", 0)
         assert told.parity == exported[name].parity.to_json()
         assert told.accuracy is None
-        assert told.verified
-
-    def test_tells_a_changed_checkpoint_apart(self, name, exported, slim_checkpoint, tmp_path):
-        told = read_provenance(exported[name].path)
-        same = shutil.copy(slim_checkpoint, tmp_path / "same.pt")
-        other = tmp_path / "other.pt"
-        other.write_bytes(slim_checkpoint.read_bytes() + b"\0")
-        assert told.is_of(slim_checkpoint)
-        assert told.is_of(same)
-        assert not told.is_of(other)
-        assert not told.is_of(tmp_path / "absent.pt")
+        assert told.parity["passed"]
 
     def test_the_host_and_the_runtimes_still_read_the_artefact(self, name, exported):
         path = exported[name].path
@@ -71,8 +61,6 @@ class TestProvenance:
         told = dataclasses.replace(read_provenance(copy), parity={"passed": False})
         write_provenance(copy, told)
         assert read_provenance(copy) == told
-        assert not told.verified
-        assert not dataclasses.replace(told, parity=None).verified
 
     def test_of_others_artefacts_is_refused(self, name, exported, tmp_path):
         """An artefact of the stock exporter, one that is damaged, one that is not there."""
@@ -98,4 +86,4 @@ def test_a_dense_checkpoint_has_no_plan(dense_checkpoint):
     told = provenance_of(read_checkpoint(dense_checkpoint), imgsz_px=64, precision="int8", calibration_images=7)
     assert (told.plan_sha256, told.choice, told.lineage) == (None, {}, ())
     assert (told.precision, told.calibration_images) == ("int8", 7)
-    assert not told.verified
+    assert told.parity is None

@@ -17,7 +17,7 @@ from yolo_prune.device.runtimes import TensorRtRuntime
 from yolo_prune.device.runtimes.engine_file import EngineFile
 from yolo_prune.device.tensorrt_build import build_engine
 from yolo_prune.device.tensorrt_library import Version, is_installed
-from yolo_prune.device.tensorrt_recipe import BuildOptions
+from yolo_prune.device.tensorrt_recipe import EngineOptions
 from yolo_prune.errors import ConfigError, DataError, ExportError, MissingDependencyError, OutputError
 from yolo_prune.export.runtimes import runtime_for
 from yolo_prune.export.tensorrt import export_engine, onnx_precision
@@ -64,7 +64,7 @@ class TestNotInstalled:
 
     def test_build(self, tmp_path):
         with pytest.raises(MissingDependencyError, match=r"yolo-prune\[tensorrt\]") as error:
-            build_engine(exported("yolov8n"), tmp_path / "a.engine", BuildOptions())
+            build_engine(exported("yolov8n"), tmp_path / "a.engine", EngineOptions())
         assert "JetPack" in str(error.value)
         assert not list(tmp_path.iterdir())
 
@@ -97,7 +97,7 @@ class TestRequests:
         out = tmp_path / "a.engine"
         out.write_text("mine")
         for attempt in (
-            lambda: build_engine(exported("yolov8n"), out, BuildOptions()),
+            lambda: build_engine(exported("yolov8n"), out, EngineOptions()),
             lambda: export_engine(checkpoint("yolov8n"), imgsz_px=IMGSZ_PX, out=out),
         ):
             with pytest.raises(OutputError):
@@ -110,7 +110,7 @@ class TestRequests:
                 checkpoint("yolov8n"),
                 imgsz_px=IMGSZ_PX,
                 out=tmp_path / "a.engine",
-                options=BuildOptions(precision="int8"),
+                options=EngineOptions(precision="int8"),
             )
 
     @pytest.mark.parametrize("words", [[], ["half=true"], ["dla=0", "half=true"]])
@@ -127,7 +127,7 @@ class TestRequests:
         assert "format=engine" in capsys.readouterr().err
 
     def test_precision_is_in_the_file_from_version_11_on(self):
-        options = BuildOptions(precision="fp16")
+        options = EngineOptions(precision="fp16")
         assert [onnx_precision(Version(*version), options) for version in ((8, 6), (10, 3), (11, 1))] == [
             "fp32",
             "fp32",
@@ -162,7 +162,7 @@ class TestTrtexec:
 
     @pytest.mark.usefixtures("program")
     def test_builds(self, tmp_path):
-        out = build_engine(exported("yolov8n"), tmp_path / "å b.engine", BuildOptions(workspace_mib=9))
+        out = build_engine(exported("yolov8n"), tmp_path / "å b.engine", EngineOptions(workspace_mib=9))
         file = EngineFile.read(out)
         assert file.metadata["task"] == "detect"
         words = file.plan.decode().removeprefix("ptrt").splitlines()
@@ -172,14 +172,14 @@ class TestTrtexec:
     def test_int8_needs_an_earlier_calibration(self, tmp_path):
         images = [np.zeros((1, 3, IMGSZ_PX, IMGSZ_PX), np.float32)]
         calibration = Calibration(images, cache=tmp_path / "ranges")
-        options = BuildOptions(precision="int8")
+        options = EngineOptions(precision="int8")
         with pytest.raises(ConfigError, match="without calibration"):
             build_engine(exported("yolov8n"), tmp_path / "a.engine", options, calibration)
 
     @pytest.mark.usefixtures("program")
     def test_failure_tells_its_errors(self, tmp_path):
         with pytest.raises(ExportError, match="out of memory") as error:
-            build_engine(exported("yolov8n"), tmp_path / "a.engine", BuildOptions(precision="fp16"))
+            build_engine(exported("yolov8n"), tmp_path / "a.engine", EngineOptions(precision="fp16"))
         assert "parsing" not in str(error.value)
         assert {path.name for path in tmp_path.iterdir()} == {"bin"}
 

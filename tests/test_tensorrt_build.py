@@ -15,7 +15,7 @@ from yolo_prune.device.calibration import Calibration
 from yolo_prune.device.onnx_facts import OnnxFacts
 from yolo_prune.device.runtimes.engine_file import EngineFile
 from yolo_prune.device.tensorrt_build import build_engine
-from yolo_prune.device.tensorrt_recipe import BatchRange, BuildOptions
+from yolo_prune.device.tensorrt_recipe import BatchRange, EngineOptions
 from yolo_prune.errors import ConfigError, DataError, ExportError
 from yolo_prune.export.tensorrt import export_engine
 
@@ -64,7 +64,7 @@ class TestExport:
             return True
 
         trt = installed(version, OnnxParser__parse_from_file=parse)
-        options = BuildOptions(precision="fp16")
+        options = EngineOptions(precision="fp16")
         out = export_engine(checkpoint("yolov8n"), imgsz_px=IMGSZ_PX, out=tmp_path / "a.engine", options=options)
         assert [facts.precision for facts in parsed] == [written]
         assert (trt.calls("IBuilderConfig.flags") == [[0]]) == (written == "fp16")
@@ -73,7 +73,7 @@ class TestExport:
 
     def test_sparse_units_need_sparse_weights(self, installed, tmp_path):
         installed("10.3.0")
-        options = BuildOptions(sparse=True)
+        options = EngineOptions(sparse=True)
         with pytest.raises(ConfigError, match="2:4 sparse"):
             export_engine(checkpoint("yolov8n"), imgsz_px=IMGSZ_PX, out=tmp_path / "a.engine", options=options)
         assert not list(tmp_path.iterdir())
@@ -82,7 +82,7 @@ class TestExport:
 class TestBuild:
     def test_plain(self, installed, tmp_path):
         trt = installed("11.1.0")
-        out = build_engine(exported("yolov8n"), tmp_path / "å b.engine", BuildOptions())
+        out = build_engine(exported("yolov8n"), tmp_path / "å b.engine", EngineOptions())
         file = EngineFile.read(out)
         assert file.plan == b"ptrt plan"
         assert file.metadata["task"] == "detect"
@@ -94,7 +94,7 @@ class TestBuild:
     @pytest.mark.parametrize(("version", "network"), [("8.6.1", 1), ("10.3.0", 0)])
     def test_fp16_of_a_weakly_typed_network(self, installed, tmp_path, version, network):
         trt = installed(version)
-        build_engine(exported("yolov8n"), tmp_path / "a.engine", BuildOptions(precision="fp16"))
+        build_engine(exported("yolov8n"), tmp_path / "a.engine", EngineOptions(precision="fp16"))
         assert trt.calls("Builder.create_network") == [[network]]
         assert trt.calls("IBuilderConfig.flags") == [[flags(trt, "FP16", "PREFER_PRECISION_CONSTRAINTS")]]
         assert trt.calls("ILayer.precision") == [[trt.float32]] * 2  # of four layers, the two that decode
@@ -103,7 +103,7 @@ class TestBuild:
     @pytest.mark.parametrize("precision", ["fp16", "int8"])
     def test_strongly_typed(self, installed, tmp_path, precision):
         trt = installed("11.1.0")
-        build_engine(typed("yolov8n", precision), tmp_path / "a.engine", BuildOptions(precision=precision))
+        build_engine(typed("yolov8n", precision), tmp_path / "a.engine", EngineOptions(precision=precision))
         assert trt.calls("IBuilderConfig.flags") == [[0]]
         assert not [call for call in trt.log if call[0].startswith("ILayer.")]
 
@@ -123,7 +123,7 @@ class TestBuild:
 
         trt = installed(version, Builder__build_serialized_network=build)
         calibration = Calibration([IMAGE * scale for scale in (0, 2, 1, 1, 1)], cache=tmp_path / "ranges")
-        options = BuildOptions(precision="int8", imgsz_px=IMGSZ_PX, batch=BatchRange(1, 2, 4))
+        options = EngineOptions(precision="int8", imgsz_px=IMGSZ_PX, batch=BatchRange(1, 2, 4))
         build_engine(exported("yolov8n", dynamic=True), tmp_path / "a.engine", options, calibration)
         assert seen == [0.5, 0.5]
         assert (tmp_path / "ranges").read_bytes() == b"ranges"
@@ -134,19 +134,19 @@ class TestBuild:
 
     def test_quantized_file_is_not_calibrated(self, installed, tmp_path):
         trt = installed("10.3.0")
-        build_engine(typed("yolov8n", "int8"), tmp_path / "a.engine", BuildOptions(precision="int8"))
+        build_engine(typed("yolov8n", "int8"), tmp_path / "a.engine", EngineOptions(precision="int8"))
         assert not trt.calls("IBuilderConfig.int8_calibrator")
 
     def test_too_few_images(self, installed, tmp_path):
         installed("10.3.0")
         with pytest.raises(DataError, match="0 images"):
             build_engine(
-                exported("yolov8n"), tmp_path / "a.engine", BuildOptions(precision="int8"), Calibration(images=[])
+                exported("yolov8n"), tmp_path / "a.engine", EngineOptions(precision="int8"), Calibration(images=[])
             )
 
     def test_device_options(self, installed, tmp_path):
         trt = installed("10.3.0", Builder__num_DLA_cores=2)
-        options = BuildOptions(precision="fp16", workspace_mib=64, dla_core=1, sparse=True)
+        options = EngineOptions(precision="fp16", workspace_mib=64, dla_core=1, sparse=True)
         out = build_engine(exported("yolov8n"), tmp_path / "a.engine", options)
         assert trt.calls("IBuilderConfig.set_memory_pool_limit") == [[trt.MemoryPoolType.WORKSPACE, 64 << 20]]
         assert trt.calls("IBuilderConfig.DLA_core") == [[1]]
@@ -158,14 +158,14 @@ class TestBuild:
     def test_accelerator_that_is_not_there(self, installed, tmp_path):
         installed("10.3.0", Builder__num_DLA_cores=0)
         with pytest.raises(ConfigError, match="device with 0"):
-            build_engine(exported("yolov8n"), tmp_path / "a.engine", BuildOptions(precision="fp16", dla_core=0))
+            build_engine(exported("yolov8n"), tmp_path / "a.engine", EngineOptions(precision="fp16", dla_core=0))
 
     @pytest.mark.parametrize("matches", [True, False])
     def test_timing_cache_is_read_and_written_back(self, installed, tmp_path, matches):
         cache = tmp_path / "timing.cache"
         cache.write_bytes(b"earlier")
         trt = installed("10.3.0", IBuilderConfig__set_timing_cache=lambda *_: matches)
-        build_engine(exported("yolov8n"), tmp_path / "a.engine", BuildOptions(), timing_cache=cache)
+        build_engine(exported("yolov8n"), tmp_path / "a.engine", EngineOptions(), timing_cache=cache)
         created = trt.calls("IBuilderConfig.create_timing_cache")
         assert created == [[b"earlier"]] if matches else [[b"earlier"], [b""]]
         assert cache.read_bytes() == b"timings"
@@ -173,7 +173,7 @@ class TestBuild:
     def test_progress(self, installed, tmp_path):
         phases = []
         trt = installed("10.3.0")
-        build_engine(exported("yolov8n"), tmp_path / "a.engine", BuildOptions(), progress=phases.append)
+        build_engine(exported("yolov8n"), tmp_path / "a.engine", EngineOptions(), progress=phases.append)
         ((monitor,),) = trt.calls("IBuilderConfig.progress_monitor")
         monitor.phase_start("Building", "", 5)
         monitor.phase_start("Tactics", "Building", 2)
@@ -188,7 +188,7 @@ class TestBuild:
             OnnxParser__get_error=lambda index: f"error {index}: unsupported",
         )
         with pytest.raises(ExportError, match=r"error 0: unsupported\n +error 1: unsupported"):
-            build_engine(exported("yolov8n"), tmp_path / "a.engine", BuildOptions())
+            build_engine(exported("yolov8n"), tmp_path / "a.engine", EngineOptions())
         assert not list(tmp_path.iterdir())
 
     def test_failed_build_tells_the_last_errors(self, installed, tmp_path):
@@ -203,5 +203,5 @@ class TestBuild:
 
         trt.stated["Builder", "build_serialized_network"] = fail
         with pytest.raises(ExportError, match="out of memory") as error:
-            build_engine(exported("yolov8n"), tmp_path / "a.engine", BuildOptions())
+            build_engine(exported("yolov8n"), tmp_path / "a.engine", EngineOptions())
         assert "warning" not in str(error.value)

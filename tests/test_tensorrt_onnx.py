@@ -16,7 +16,7 @@ from yolo_prune.device.images import synthetic_images, to_input
 from yolo_prune.device.onnx_facts import OnnxFacts
 from yolo_prune.device.runtimes import OnnxRuntime
 from yolo_prune.device.tensorrt_library import Version
-from yolo_prune.device.tensorrt_recipe import BatchRange, BuildOptions, decoding_nodes, last_convolutions, make_recipe
+from yolo_prune.device.tensorrt_recipe import BatchRange, EngineOptions, decoding_nodes, last_convolutions, make_recipe
 from yolo_prune.errors import DataError, ExportError
 from yolo_prune.export.half_precision import to_half
 from yolo_prune.export.onnx_contract import breaches
@@ -52,14 +52,14 @@ class TestEveryFamily:
         model = onnx.load(typed(name, precision))
         onnx.checker.check_model(model, full_check=True)
         for version in VERSIONS:
-            assert breaches(model, version, BuildOptions(precision=precision)) == []
+            assert breaches(model, version, EngineOptions(precision=precision)) == []
 
     def test_is_what_a_strongly_typed_network_needs(self, name, precision):
         facts = OnnxFacts.read(typed(name, precision))
         assert facts.precision == facts.artefact.precision == precision
         assert facts.opset == OPSET
         assert (
-            make_recipe(VERSIONS[-1], facts, BuildOptions(precision=precision), calibration=False).builder_flags == ()
+            make_recipe(VERSIONS[-1], facts, EngineOptions(precision=precision), calibration=False).builder_flags == ()
         )
 
 
@@ -114,7 +114,7 @@ class TestHalfPrecision:
     def test_with_integers_in_the_graph(self, variant):
         name = "yolo26n" if "end_to_end" in variant else "yolov8n"
         model = onnx.load(typed(name, "fp16", **variant))
-        options = BuildOptions(precision="fp16", imgsz_px=IMGSZ_PX, batch=BatchRange(1, 2, 4))
+        options = EngineOptions(precision="fp16", imgsz_px=IMGSZ_PX, batch=BatchRange(1, 2, 4))
         for version in VERSIONS:
             assert breaches(model, version, options) == []
         report = check_parity(checkpoint(name), typed(name, "fp16", **variant), imgsz_px=IMGSZ_PX, tolerance=5e-2)

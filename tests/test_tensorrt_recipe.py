@@ -12,7 +12,7 @@ from yolo_prune.device.onnx_facts import Node, OnnxFacts, Tensor
 from yolo_prune.device.tensorrt_library import Version
 from yolo_prune.device.tensorrt_recipe import (
     BatchRange,
-    BuildOptions,
+    EngineOptions,
     Shapes,
     decoding_nodes,
     last_convolutions,
@@ -53,7 +53,7 @@ class TestPrecision:
         ],
     )
     def test_of_each_generation(self, version, facts, precision, flags, calibrate, kept):
-        recipe = make_recipe(version, facts, BuildOptions(precision=precision), calibration=True)
+        recipe = make_recipe(version, facts, EngineOptions(precision=precision), calibration=True)
         assert recipe.builder_flags == flags
         assert recipe.calibrate == calibrate
         assert recipe.kept == kept
@@ -72,24 +72,24 @@ class TestPrecision:
     )
     def test_that_a_file_cannot_have(self, version, facts, precision, message):
         with pytest.raises(ConfigError, match=message):
-            make_recipe(version, facts, BuildOptions(precision=precision), calibration=True)
+            make_recipe(version, facts, EngineOptions(precision=precision), calibration=True)
 
     def test_int8_needs_ranges(self):
         with pytest.raises(ConfigError, match="without calibration"):
-            make_recipe(V10, FACTS, BuildOptions(precision="int8"), calibration=False)
+            make_recipe(V10, FACTS, EngineOptions(precision="int8"), calibration=False)
 
     @pytest.mark.parametrize("name", ["yolov8n", "yolov8n-pose"])
     def test_kept_layers_of_a_real_network(self, name):
         """Towers compute in the lower precision, and what only moves values follows its neighbours."""
         facts = OnnxFacts.read(exported(name))
-        kept = make_recipe(V10, facts, BuildOptions(precision="int8"), calibration=True).kept
+        kept = make_recipe(V10, facts, EngineOptions(precision="int8"), calibration=True).kept
         assert {key for key, value in kept.items() if value == "fp16"} == set(last_convolutions(facts.nodes))
         assert "/model.22/dfl/conv/Conv" in kept
         assert not any("/cv2.0/cv2.0.0/" in key or "Reshape" in key or "/model.21/" in key for key in kept)
 
     def test_indices_of_an_end_to_end_head_are_left_alone(self):
         facts = OnnxFacts.read(exported("yolo26n", end_to_end=True))
-        kept = make_recipe(V10, facts, BuildOptions(precision="fp16"), calibration=False).kept
+        kept = make_recipe(V10, facts, EngineOptions(precision="fp16"), calibration=False).kept
         operators = dict(facts.nodes)
         decoding = decoding_nodes(facts.nodes)
         assert {"Mod", "TopK", "GatherElements"} <= {operators[name] for name in decoding}
@@ -99,10 +99,10 @@ class TestPrecision:
 
 
 class TestShapes:
-    OPTIONS = BuildOptions(imgsz_px=64, batch=BatchRange(1, 4, 8))
+    OPTIONS = EngineOptions(imgsz_px=64, batch=BatchRange(1, 4, 8))
 
     def test_fixed(self):
-        recipe = make_recipe(V10, FACTS, BuildOptions(imgsz_px=64), calibration=False)
+        recipe = make_recipe(V10, FACTS, EngineOptions(imgsz_px=64), calibration=False)
         assert (recipe.shapes, recipe.batch) == (None, 1)
 
     def test_open(self):
@@ -112,17 +112,17 @@ class TestShapes:
 
     def test_open_batch_alone(self):
         facts = replace(FACTS, inputs=(Tensor("images", 1, (-1, 3, 64, 32)),))
-        recipe = make_recipe(V10, facts, BuildOptions(batch=BatchRange(1, 2, 2)), calibration=False)
+        recipe = make_recipe(V10, facts, EngineOptions(batch=BatchRange(1, 2, 2)), calibration=False)
         assert recipe.shapes == Shapes((1, 3, 64, 32), (2, 3, 64, 32), (2, 3, 64, 32))
 
     @pytest.mark.parametrize(
         ("facts", "options"),
         [
-            (OPEN, BuildOptions()),
-            (OPEN, BuildOptions(imgsz_px=64)),
-            (OPEN, BuildOptions(batch=BatchRange(1, 1, 1))),
-            (FACTS, BuildOptions(imgsz_px=96)),
-            (FACTS, BuildOptions(batch=BatchRange(1, 1, 2))),
+            (OPEN, EngineOptions()),
+            (OPEN, EngineOptions(imgsz_px=64)),
+            (OPEN, EngineOptions(batch=BatchRange(1, 1, 1))),
+            (FACTS, EngineOptions(imgsz_px=96)),
+            (FACTS, EngineOptions(batch=BatchRange(1, 1, 2))),
         ],
     )
     def test_that_do_not_fit(self, facts, options):
@@ -132,7 +132,7 @@ class TestShapes:
 
 class TestDeviceOptions:
     def test_accelerator(self):
-        recipe = make_recipe(V8, FACTS, BuildOptions(precision="int8", dla_core=1), calibration=True)
+        recipe = make_recipe(V8, FACTS, EngineOptions(precision="int8", dla_core=1), calibration=True)
         assert "GPU_FALLBACK" in recipe.builder_flags
         assert recipe.dla_core == 1
 
@@ -146,11 +146,11 @@ class TestDeviceOptions:
     )
     def test_accelerator_refused(self, version, facts, precision, message):
         with pytest.raises(ConfigError, match=message):
-            make_recipe(version, facts, BuildOptions(precision=precision, dla_core=0), calibration=True)
+            make_recipe(version, facts, EngineOptions(precision=precision, dla_core=0), calibration=True)
 
     @pytest.mark.parametrize("version", [V8, V10, V11])
     def test_sparse_units(self, version):
-        recipe = make_recipe(version, FACTS, BuildOptions(sparse=True), calibration=False)
+        recipe = make_recipe(version, FACTS, EngineOptions(sparse=True), calibration=False)
         assert recipe.builder_flags == ("SPARSE_WEIGHTS",)
 
     @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ class TestDeviceOptions:
     )
     def test_nonsense_is_refused(self, wrong):
         with pytest.raises(ConfigError):
-            BuildOptions(**wrong)
+            EngineOptions(**wrong)
 
 
 class TestTrtexec:
@@ -177,11 +177,11 @@ class TestTrtexec:
         return words
 
     def test_plain(self):
-        assert self.command(V8, FACTS, BuildOptions()) == ["--skipInference"]
-        assert self.command(Version(8, 5), FACTS, BuildOptions()) == ["--buildOnly"]
+        assert self.command(V8, FACTS, EngineOptions()) == ["--skipInference"]
+        assert self.command(Version(8, 5), FACTS, EngineOptions()) == ["--buildOnly"]
 
     def test_everything(self):
-        options = BuildOptions(
+        options = EngineOptions(
             precision="fp16", imgsz_px=64, batch=BatchRange(1, 2, 4), workspace_mib=512, dla_core=0, sparse=True
         )
         assert self.command(V10, OPEN, options, timing_cache=Path("t.cache"), verbose=True) == [
@@ -201,15 +201,15 @@ class TestTrtexec:
         ]
 
     def test_precision_flags_end_with_version_10(self):
-        assert self.command(V11, typed_facts("fp16"), BuildOptions(precision="fp16")) == ["--skipInference"]
-        assert self.command(V11, typed_facts("int8"), BuildOptions(precision="int8")) == ["--skipInference"]
+        assert self.command(V11, typed_facts("fp16"), EngineOptions(precision="fp16")) == ["--skipInference"]
+        assert self.command(V11, typed_facts("int8"), EngineOptions(precision="int8")) == ["--skipInference"]
 
     def test_int8(self):
-        words = self.command(V10, FACTS, BuildOptions(precision="int8"), calibration_cache=Path("ranges"))
+        words = self.command(V10, FACTS, EngineOptions(precision="int8"), calibration_cache=Path("ranges"))
         assert {"--int8", "--fp16", "--calib=ranges"} <= set(words)
         with pytest.raises(ConfigError, match="no calibration cache"):
-            self.command(V10, FACTS, BuildOptions(precision="int8"))
-        assert "--int8" in self.command(V10, QUANTISED, BuildOptions(precision="int8"))
+            self.command(V10, FACTS, EngineOptions(precision="int8"))
+        assert "--int8" in self.command(V10, QUANTISED, EngineOptions(precision="int8"))
 
     @pytest.mark.parametrize(
         ("number", "version"),

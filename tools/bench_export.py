@@ -23,14 +23,13 @@ from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.device.machine import describe_machine
 from yolo_prune.device.runtimes import RUNTIMES
-from yolo_prune.device.runtimes.base import Precision
+from yolo_prune.device.runtimes.base import PRECISIONS, Precision
 from yolo_prune.errors import YoloPruneError
 from yolo_prune.export.provenance import read_provenance
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, require_split
 from yolo_prune.pipeline.artefacts import (
     BACKENDS,
-    PRECISIONS,
     Exported,
     Variant,
     calibration_inputs,

@@ -12,15 +12,13 @@ from yolo_prune.device.calibration import Calibration
 from yolo_prune.device.detections import letterbox
 from yolo_prune.device.options import option
 from yolo_prune.device.runner_artefacts import built_folder
-from yolo_prune.device.runtimes.base import Precision
+from yolo_prune.device.runtimes.base import PRECISIONS, Precision
 from yolo_prune.device.sources import read_image
 from yolo_prune.device.tensorrt_build import build_engine
 from yolo_prune.device.tensorrt_library import is_installed
 from yolo_prune.device.trtexec import find_trtexec
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import refuse_existing
-
-_PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass
@@ -30,6 +28,8 @@ class BuildOptions:
     precision: str = option("", help="fp32, fp16 or int8; default: what the bundle was made for")
     out: str = option("", help="folder for engine and timing cache; default: 'built' in the bundle")
     dla: int = option(-1, help="core of the deep-learning accelerator; -1: the GPU")
+    workspace: int = option(0, help="TensorRT's memory for scratch, MiB; 0: as much as it wants")
+    verbose: bool = option(False, help="print everything that TensorRT says")
 
 
 def build(bundle: Bundle, options: BuildOptions) -> None:
@@ -50,9 +50,14 @@ def build(bundle: Bundle, options: BuildOptions) -> None:
     build_engine(
         bundle.path(onnx),
         engine,
-        recipe.BuildOptions(precision=precision, dla_core=None if options.dla < 0 else options.dla),
+        recipe.EngineOptions(
+            precision=precision,
+            workspace_mib=options.workspace or None,
+            dla_core=None if options.dla < 0 else options.dla,
+        ),
         _calibration(bundle, out) if precision == "int8" else None,
         timing_cache=out / "timing.cache",
+        verbose=options.verbose,
         progress=print,
     )
     print(f"{engine}\nnow: python3 run.py check" + (f" out='{options.out}'" if options.out else ""))
@@ -67,8 +72,8 @@ def _require_buildable(bundle: Bundle, options: BuildOptions) -> Precision:
             remedy="yolo-prune bundle target=jetson ... makes one; here: python3 run.py detect source=...",
         )
     precision = options.precision or bundle.engine
-    if precision not in _PRECISIONS:
-        raise ConfigError(f"precision={precision}", expected=f"one of: {', '.join(_PRECISIONS)}")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision={precision}", expected=f"one of: {', '.join(PRECISIONS)}")
     if precision == "int8" and not bundle.calibration:
         raise ConfigError(
             "precision=int8, and the bundle has no images to calibrate it on",

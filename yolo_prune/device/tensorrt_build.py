@@ -15,7 +15,7 @@ from yolo_prune.device.onnx_facts import OnnxFacts
 from yolo_prune.device.runtimes.base import Precision
 from yolo_prune.device.runtimes.engine_file import EngineFile
 from yolo_prune.device.tensorrt_library import Messages, Version, is_installed, require_tensorrt
-from yolo_prune.device.tensorrt_recipe import BITS, BuildOptions, Recipe, make_recipe
+from yolo_prune.device.tensorrt_recipe import BITS, EngineOptions, Recipe, make_recipe
 from yolo_prune.device.trtexec import find_trtexec, run_trtexec, trtexec_command, trtexec_version
 from yolo_prune.errors import ConfigError, ExportError
 from yolo_prune.files import new_file, refuse_existing
@@ -42,7 +42,7 @@ class Request:
 
     onnx: Path
     out: Path
-    options: BuildOptions
+    options: EngineOptions
     calibration: Calibration | None = None
     timing_cache: Path | None = None
     verbose: bool = False
@@ -52,7 +52,7 @@ class Request:
 def build_engine(
     onnx: Path,
     out: Path,
-    options: BuildOptions,
+    options: EngineOptions,
     calibration: Calibration | None = None,
     *,
     timing_cache: Path | None = None,
@@ -89,7 +89,7 @@ def build_engine(
     return out
 
 
-def engine_metadata(facts: OnnxFacts, options: BuildOptions) -> dict[str, Any]:
+def engine_metadata(facts: OnnxFacts, options: EngineOptions) -> dict[str, Any]:
     """Return what the host wants to know of an engine: the ONNX file's own notes, and what the build changed."""
     arguments = ast.literal_eval(facts.metadata.get("args", "{}"))
     batch = {"batch": options.batch.most} if options.batch else {}
@@ -277,5 +277,5 @@ def _failed(onnx: Path, reasons: str) -> ExportError:
     return ExportError(
         f"TensorRT cannot build an engine of '{onnx}':\n    {reasons}",
         expected="an engine",
-        remedy="free memory on the GPU or raise workspace_mib; see everything with verbose=true",
+        remedy="free memory on the GPU, or allow TensorRT more with workspace=; verbose=true prints all that it says",
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Mapping, NamedTuple, Sequence
 
 from yolo_prune.device.onnx_facts import Node, OnnxFacts
-from yolo_prune.device.runtimes.base import Precision
+from yolo_prune.device.runtimes.base import PRECISIONS, Precision
 from yolo_prune.device.tensorrt_library import Version
 from yolo_prune.errors import ConfigError
 
@@ -23,7 +23,6 @@ BITS: Mapping[Precision, int | None] = {"fp32": None, "fp16": 16, "int8": 8}
 """What the host notes of a precision in an artefact's metadata."""
 
 _OLDEST = (8, 5)  # the first with tensors called by name; JetPack 5.1 has it, JetPack 5.0 has 8.4
-_PRECISIONS: Sequence[Precision] = ("fp32", "fp16", "int8")
 _COMPUTING = {"Add", "Conv", "Cos", "Div", "MatMul", "Mul", "Sigmoid", "Sin", "Softmax", "Sub"}  # others move values
 _OF_MODULE = re.compile(r"/model\.(\d+)/")
 _DECODING = r"/model\.{head}/(?:dfl/.+|[A-Z]\w*)$"  # nodes of the head's own forward, not of a tower inside it
@@ -39,7 +38,7 @@ class BatchRange(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BuildOptions:
+class EngineOptions:
     """What is asked of an engine.
 
     Attributes:
@@ -60,8 +59,8 @@ class BuildOptions:
     sparse: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in _PRECISIONS:
-            raise ConfigError(f"precision '{self.precision}'", expected=f"one of {', '.join(_PRECISIONS)}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision '{self.precision}'", expected=f"one of {', '.join(PRECISIONS)}")
         if self.batch is not None and not 1 <= self.batch.least <= self.batch.best <= self.batch.most:
             raise ConfigError(f"batch sizes {tuple(self.batch)}", expected="1 <= least <= best <= most")
         for name, value, least in (("workspace_mib", self.workspace_mib, 1), ("dla_core", self.dla_core, 0)):
@@ -89,8 +88,8 @@ class Recipe:
         builder_flags: Names of `BuilderFlag`s.
         calibrate: Ranges of int8 come from calibration.
         kept: Precision of single layers, by their node's name.
-        workspace_mib: See `BuildOptions`.
-        dla_core: See `BuildOptions`.
+        workspace_mib: See `EngineOptions`.
+        dla_core: See `EngineOptions`.
     """
 
     input_name: str
@@ -104,7 +103,7 @@ class Recipe:
     dla_core: int | None = None
 
 
-def make_recipe(version: Version, facts: OnnxFacts, options: BuildOptions, *, calibration: bool) -> Recipe:
+def make_recipe(version: Version, facts: OnnxFacts, options: EngineOptions, *, calibration: bool) -> Recipe:
     """Decide how an engine is built.
 
     Args:
@@ -189,7 +188,7 @@ def _require_known(version: Version) -> None:
         )
 
 
-def _require_precision(version: Version, facts: OnnxFacts, options: BuildOptions, *, calibration: bool) -> None:
+def _require_precision(version: Version, facts: OnnxFacts, options: EngineOptions, *, calibration: bool) -> None:
     """Refuse a precision that this file cannot be built at."""
     asked, written = options.precision, facts.precision
     if written not in ("fp32", asked):
@@ -213,7 +212,7 @@ def _require_precision(version: Version, facts: OnnxFacts, options: BuildOptions
         )
 
 
-def _require_dla(version: Version, facts: OnnxFacts, options: BuildOptions) -> None:
+def _require_dla(version: Version, facts: OnnxFacts, options: EngineOptions) -> None:
     """Refuse what the deep learning accelerator cannot do."""
     if options.dla_core is None:
         return
@@ -226,7 +225,7 @@ def _require_dla(version: Version, facts: OnnxFacts, options: BuildOptions) -> N
             raise ConfigError(f"deep learning accelerator with {reason}", expected=expected, remedy="or use the GPU")
 
 
-def _shapes(facts: OnnxFacts, options: BuildOptions) -> Shapes | None:
+def _shapes(facts: OnnxFacts, options: EngineOptions) -> Shapes | None:
     """Return the shapes of a dynamic input.
 
     Raises:

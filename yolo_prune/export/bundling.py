@@ -24,7 +24,7 @@ _CARRIED = ("__init__.py", "errors.py", "files.py")  # besides device/
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class DeviceKind:
     """A kind of device.
 
     Attributes:
@@ -40,16 +40,16 @@ class Target:
     engine: bool = False
 
 
-TARGETS: Mapping[str, Target] = {
-    "jetson": Target(
+TARGETS: Mapping[str, DeviceKind] = {
+    "jetson": DeviceKind(
         title="NVIDIA Jetson", formats=("onnx",), packages=("numpy", "opencv-python-headless"), engine=True
     ),
-    "pi": Target(
+    "pi": DeviceKind(
         title="Raspberry Pi",
         formats=("ncnn", "onnx"),
         packages=("numpy", "opencv-python-headless", "ncnn", "onnxruntime"),
     ),
-    "cpu": Target(
+    "cpu": DeviceKind(
         title="x86 and other CPUs",
         formats=("openvino", "onnx", "ncnn"),
         packages=("numpy", "opencv-python-headless", "openvino", "onnxruntime", "ncnn"),
@@ -93,7 +93,7 @@ def write_manifest(folder: Path, bundle: Bundle) -> None:
     write_json(folder / MANIFEST, {**bundle.to_json(), "files": checksums})
 
 
-def _readme(bundle: Bundle, target: Target) -> str:
+def _readme(bundle: Bundle, target: DeviceKind) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.device.tensorrt_library import Version
-from yolo_prune.device.tensorrt_recipe import BuildOptions
+from yolo_prune.device.tensorrt_recipe import EngineOptions
 from yolo_prune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _SPARSE_GROUP, _SPARSE_ZEROS = 4, 2
 _SHOWN = 8
 
 
-def require_contract(onnx: Path, version: Version, options: BuildOptions) -> None:
+def require_contract(onnx: Path, version: Version, options: EngineOptions) -> None:
     """Refuse an ONNX file that TensorRT would refuse.
 
     Args:
@@ -73,7 +73,7 @@ def require_contract(onnx: Path, version: Version, options: BuildOptions) -> Non
         )
 
 
-def breaches(model: ModelProto, version: Version, options: BuildOptions) -> list[str]:
+def breaches(model: ModelProto, version: Version, options: EngineOptions) -> list[str]:
     """Return every breach of a rule, one sentence each; none for a graph that TensorRT takes."""
     subject = _Subject(model, version, options)
     return [sentence for rule in _RULES for sentence in rule(subject)]
@@ -86,7 +86,7 @@ def sparse_convolutions(model: ModelProto) -> tuple[list[str], list[str]]:
         Names of the weights that are 2:4 sparse (among each four neighbours along the input channels two are zero), and
         of all weights of ungrouped convolutions whose input channels are a multiple of four.
     """
-    subject = _Subject(model, Version(11, 0), BuildOptions())
+    subject = _Subject(model, Version(11, 0), EngineOptions())
     eligible = {
         weight: values
         for node in subject.nodes("Conv")
@@ -103,7 +103,7 @@ class _Subject:
 
     model: ModelProto
     version: Version
-    options: BuildOptions
+    options: EngineOptions
 
     @property
     def graph(self) -> GraphProto:

@@ -13,7 +13,6 @@ from yolo_prune import __version__
 from yolo_prune.device.runtimes.base import Precision
 from yolo_prune.errors import ConfigError
 from yolo_prune.export.metadata import read_metadata, write_metadata
-from yolo_prune.files import sha256
 from yolo_prune.hosts.slim import MARKER, Checkpoint
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.plan import cost_at
@@ -53,16 +52,6 @@ class Provenance:
     calibration_images: int = 0
     parity: Mapping[str, Any] | None = None
     accuracy: Mapping[str, Any] | None = None
-
-    @property
-    def verified(self) -> bool:
-        """Whether it was compared with PyTorch, and agreed in all that was compared."""
-        compared = [part for part in (self.parity, self.accuracy) if part is not None]
-        return self.parity is not None and all(part["passed"] for part in compared)
-
-    def is_of(self, checkpoint: Path) -> bool:
-        """Return whether it was exported from this very checkpoint, not from one that changed since."""
-        return checkpoint.is_file() and sha256(checkpoint) == self.checkpoint_sha256
 
 
 def provenance_of(source: Checkpoint, *, imgsz_px: int, precision: Precision, calibration_images: int) -> Provenance:

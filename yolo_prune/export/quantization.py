@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from yolo_prune.device.runtimes import Array
 from yolo_prune.errors import DataError, ExportError, MissingDependencyError
+from yolo_prune.export.feeds import Feeds
 from yolo_prune.export.metadata import write_metadata
 from yolo_prune.export.quantization_ncnn import quantize_ncnn, require_tools
 from yolo_prune.files import cannot_write
@@ -69,17 +70,6 @@ def quantize(artefact: Path, inputs: Sequence[Array], out: Path, *, format: str)
     return out
 
 
-class _Images:
-    """Calibration images as ONNX Runtime reads them, one after another."""
-
-    def __init__(self, name: str, inputs: Iterable[Array]) -> None:
-        self._name, self._rest = name, iter(inputs)
-
-    def get_next(self) -> dict[str, Array] | None:
-        image = next(self._rest, None)
-        return None if image is None else {self._name: image}
-
-
 def quantize_onnx(artefact: Path, inputs: Sequence[Array], out: Path) -> None:
     """Quantize an ONNX file with explicit Q/DQ nodes: one scale a filter, activations between their mean extremes.
 
@@ -95,7 +85,7 @@ def quantize_onnx(artefact: Path, inputs: Sequence[Array], out: Path) -> None:
     quantize_static(
         artefact,
         out,
-        _Images(graph.input[0].name, inputs),
+        Feeds(graph.input[0].name, inputs),
         nodes_to_exclude=excluded,
         per_channel=True,
         activation_type=QuantType.QInt8,

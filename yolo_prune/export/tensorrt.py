@@ -11,7 +11,7 @@ from yolo_prune.device.calibration import Calibration
 from yolo_prune.device.runtimes.base import Array, Precision
 from yolo_prune.device.tensorrt_build import build_engine
 from yolo_prune.device.tensorrt_library import Version, require_tensorrt
-from yolo_prune.device.tensorrt_recipe import STRONGLY_TYPED, BatchRange, BuildOptions
+from yolo_prune.device.tensorrt_recipe import STRONGLY_TYPED, BatchRange, EngineOptions
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.export.onnx_contract import require_contract
 from yolo_prune.export.tensorrt_onnx import export_typed_onnx, require_images
@@ -23,13 +23,11 @@ def export_engine(
     *,
     imgsz_px: int,
     out: Path,
-    options: BuildOptions | None = None,
+    options: EngineOptions | None = None,
     batch: int = 1,
     dynamic: bool = False,
     images: Sequence[Array] = (),
-    end_to_end: bool = False,
     timing_cache: Path | None = None,
-    calibration_cache: Path | None = None,
     verbose: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
@@ -43,9 +41,7 @@ def export_engine(
         batch: Images in a call; the most of them if `dynamic`.
         dynamic: Take any number of images up to `batch`; the engine is tuned for `batch`.
         images: For int8: inputs (1, 3, imgsz_px, imgsz_px), letterboxed as they will be.
-        end_to_end: See `export_model`.
         timing_cache: See `build_engine`.
-        calibration_cache: See `Calibration`; up to TensorRT 10 only.
         verbose: See `build_engine`.
         progress: See `build_engine`.
 
@@ -58,7 +54,7 @@ def export_engine(
         MissingDependencyError: TensorRT is not installed.
         YoloPruneError: As `export_model` and `build_engine` raise.
     """
-    options = options or BuildOptions()
+    options = options or EngineOptions()
     refuse_existing(out)
     if options.precision == "int8":
         require_images(images)
@@ -73,14 +69,13 @@ def export_engine(
             images=images,
             batch=batch,
             dynamic=dynamic,
-            end_to_end=end_to_end,
         )
         require_contract(onnx, version, shaped)
         return build_engine(
             onnx,
             out,
             shaped,
-            Calibration(images, cache=calibration_cache) if options.precision == "int8" else None,
+            Calibration(images) if options.precision == "int8" else None,
             timing_cache=timing_cache,
             verbose=verbose,
             progress=progress,
@@ -104,6 +99,6 @@ def require_builder() -> Version:
     return version
 
 
-def onnx_precision(version: Version, options: BuildOptions) -> Precision:
+def onnx_precision(version: Version, options: EngineOptions) -> Precision:
     """Return the precision that the ONNX file has to hold: the engine's own where the network is strongly typed."""
     return options.precision if version.major >= STRONGLY_TYPED else "fp32"

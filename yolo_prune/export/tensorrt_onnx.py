@@ -10,13 +10,12 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from yolo_prune.device.onnx_facts import OnnxFacts
 from yolo_prune.device.runtimes import Array
 from yolo_prune.device.runtimes.base import Precision
 from yolo_prune.device.tensorrt_recipe import BITS, decoding_nodes, last_convolutions
 from yolo_prune.errors import DataError
+from yolo_prune.export.feeds import Feeds, in_batches
 from yolo_prune.export.half_precision import to_half
 from yolo_prune.files import new_file
 from yolo_prune.hosts.ultralytics.export import export_model
@@ -146,7 +145,7 @@ def quantize(onnx: Path, images: Sequence[Array], *, batch: int = 1) -> Any:
             quantize_static(
                 onnx,
                 target,
-                _Reader(facts.image_input.name, images, batch),
+                Feeds(facts.image_input.name, in_batches(images, batch)),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Conv"],
                 nodes_to_exclude=[*decoding_nodes(facts.nodes), *last_convolutions(facts.nodes)],
@@ -168,18 +167,6 @@ def quantize(onnx: Path, images: Sequence[Array], *, batch: int = 1) -> Any:
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(package.load(onnx, load_external_data=False).metadata_props)
     return quantized
-
-
-class _Reader:
-    """Hands images to the calibration of ONNX Runtime, batch by batch."""
-
-    def __init__(self, name: str, images: Sequence[Array], batch: int) -> None:
-        repeated = [images[index % len(images)] for index in range(-(-len(images) // batch) * batch)]
-        self._feeds = iter([{name: np.concatenate(repeated[at : at + batch])} for at in range(0, len(repeated), batch)])
-
-    def get_next(self) -> dict[str, Array] | None:
-        """Return the next feed."""
-        return next(self._feeds, None)
 
 
 @contextmanager

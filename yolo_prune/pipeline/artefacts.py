@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from yolo_prune.configuration import require_choice
 from yolo_prune.device.detections import letterbox
-from yolo_prune.device.runtimes.base import Array, Precision
+from yolo_prune.device.runtimes.base import PRECISIONS, Array, Precision
 from yolo_prune.device.sources import read_image
-from yolo_prune.device.tensorrt_recipe import BuildOptions
+from yolo_prune.device.tensorrt_recipe import EngineOptions
 from yolo_prune.errors import ParityError
 from yolo_prune.export.accuracy import Accuracy, measure_accuracy
+from yolo_prune.export.feeds import in_batches
 from yolo_prune.export.parity import ParityReport, check_parity
 from yolo_prune.export.provenance import provenance_of, write_provenance
 from yolo_prune.export.quantization import quantize, require_quantizer
@@ -26,16 +27,13 @@ from yolo_prune.export.tensorrt import export_engine, require_builder
 from yolo_prune.files import cannot_write, parent_folders, refuse_existing, write_json
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import task_of
-from yolo_prune.hosts.ultralytics.evaluation import Evaluation, image_files
+from yolo_prune.hosts.ultralytics.evaluation import Evaluation, drawn_files, image_files
 from yolo_prune.hosts.ultralytics.export import ExportFormat, export_model, require_packages, require_shapes
 
 SUFFIXES = {
     "onnx": ".onnx", "ncnn": "_ncnn_model", "openvino": "_openvino_model", "engine": ".engine",
 }  # fmt: skip
 """How artefacts are called, by format; the host's own endings, so that `YOLO(artefact)` knows them."""
-
-PRECISIONS = ("fp32", "fp16", "int8")
-"""How artefacts can store their weights."""
 
 BACKENDS = {"onnxruntime": "onnx", "ncnn": "ncnn", "openvino": "openvino", "tensorrt": "engine"}
 """Formats by the runtime that runs them."""
@@ -46,19 +44,21 @@ FAILED = ".failed"
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """How TensorRT builds; see `BuildOptions`.
+    """How TensorRT builds; see `EngineOptions`.
 
     Attributes:
         workspace_mib: Memory for scratch, MiB.
         dla_core: Deep learning accelerator of a Jetson.
         sparse: Use the sparse units where weights are 2:4 sparse.
         timing_cache: File of timings that a build reads and adds to.
+        verbose: Print everything that TensorRT says.
     """
 
     workspace_mib: int | None = None
     dla_core: int | None = None
     sparse: bool = False
     timing_cache: Path | None = None
+    verbose: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +98,17 @@ class Variant:
             MissingDependencyError: A package that it needs is not installed.
         """
         if self.format == "engine":
-            self.build_options()
+            self.engine_options()
             require_builder()
         require_packages("onnx" if self.format == "engine" else self.format)
         require_shapes(self.format, batch=self.batch, dynamic=self.dynamic)
         if self.precision == "int8" and self.format != "engine":
             require_quantizer(self.format)
 
-    def build_options(self) -> BuildOptions:
+    def engine_options(self) -> EngineOptions:
         """Return what is asked of TensorRT."""
         settings = self.engine
-        return BuildOptions(
+        return EngineOptions(
             precision=self.precision,
             workspace_mib=settings.workspace_mib,
             dla_core=settings.dla_core,
@@ -179,7 +179,7 @@ def export_one(source: Path, folder: Path, variant: Variant, *, calibration: Seq
     try:
         with parent_folders(out), tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as name:
             whole = _export(source, replace(variant, precision="fp32"), Path(name, f"whole{SUFFIXES[variant.format]}"))
-            small = quantize(whole, _batches(calibration, variant.batch), Path(name, out.name), format=variant.format)
+            small = quantize(whole, in_batches(calibration, variant.batch), Path(name, out.name), format=variant.format)
             refuse_existing(out)
             small.rename(out)
     except OSError as error:
@@ -193,19 +193,14 @@ def _engine(source: Path, variant: Variant, out: Path, calibration: Sequence[Arr
         source,
         imgsz_px=variant.imgsz_px,
         out=out,
-        options=variant.build_options(),
+        options=variant.engine_options(),
         batch=variant.batch,
         dynamic=variant.dynamic,
         images=calibration,
         timing_cache=variant.engine.timing_cache,
+        verbose=variant.engine.verbose,
         progress=lambda text: print(text, file=sys.stderr, flush=True),
     )
-
-
-def _batches(images: Sequence[Array], size: int) -> list[Array]:
-    """Stack images; the last batch is filled up with the first images."""
-    starts = range(0, len(images), size)
-    return [np.concatenate([images[(start + at) % len(images)] for at in range(size)]) for start in starts]
 
 
 def _export(source: Path, variant: Variant, out: Path) -> Path:
@@ -321,6 +316,4 @@ def calibration_inputs(data: Path, count: int, imgsz_px: int, *, seed: int = 0) 
     Raises:
         DataError: The split is empty, or an image cannot be read.
     """
-    files = image_files(data, "train")
-    chosen = np.random.default_rng(seed).permutation(len(files))[:count]
-    return [letterbox(read_image(files[at]), imgsz_px)[0] for at in sorted(chosen)]
+    return [letterbox(read_image(file), imgsz_px)[0] for file in drawn_files(data, "train", count, seed=seed)]

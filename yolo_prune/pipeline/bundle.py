@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from yolo_prune.device.reference import compare_with_reference, stacked
 from yolo_prune.device.runtimes import Array
 from yolo_prune.device.sources import read_image, write_image
 from yolo_prune.device.tensorrt_library import Version
-from yolo_prune.device.tensorrt_recipe import BuildOptions
+from yolo_prune.device.tensorrt_recipe import EngineOptions
 from yolo_prune.errors import ConfigError, DataError, ParityError
 from yolo_prune.export.bundling import TARGETS, add_runner, tidy, write_manifest
 from yolo_prune.export.onnx_contract import require_contract
@@ -32,7 +31,7 @@ from yolo_prune.export.tensorrt_onnx import export_typed_onnx
 from yolo_prune.files import new_folder, refuse_existing
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import read_deployable, task_of
-from yolo_prune.hosts.ultralytics.evaluation import image_files
+from yolo_prune.hosts.ultralytics.evaluation import drawn_files, image_files
 from yolo_prune.hosts.ultralytics.export import ExportFormat, export_model, require_packages
 from yolo_prune.hosts.ultralytics.inference import task_rows
 from yolo_prune.pipeline.artefacts import SUFFIXES
@@ -42,7 +41,6 @@ Image = NDArray[np.uint8]
 
 _CONFIDENCE, _IOU = 0.25, 0.7  # the host's own for predictions
 _JETPACKS = (Version(8, 5), Version(8, 6), Version(10, 3))  # TensorRT of JetPack 5.1 and 6
-_SEED = 0  # of the choice of calibration images
 _OF_ARTEFACTS = ("precision", "calibration_images", "parity", "accuracy")  # each says these of itself
 
 
@@ -163,9 +161,7 @@ def _reference_images(config: BundleConfig) -> list[Image]:
 
 def _calibration_images(config: BundleConfig) -> list[Image]:
     """Return images of the training split, chosen by lot, made to fit the input."""
-    files = image_files(Path(str(config.data)), "train")
-    chosen = random.Random(_SEED).sample(files, min(config.calibration, len(files)))
-    return _fitting(chosen, config, "train")
+    return _fitting(drawn_files(Path(str(config.data)), "train", config.calibration), config, "train")
 
 
 def _fitting(files: Sequence[Path], config: BundleConfig, split: str) -> list[Image]:
@@ -200,7 +196,7 @@ def _export_all(
         if target.engine:  # up to version 10, which JetPack has, TensorRT itself takes the file to 16 or 8 bit
             export_typed_onnx(source, imgsz_px=config.imgsz, out=artefact)
             for version in _JETPACKS:
-                require_contract(artefact, version, BuildOptions())
+                require_contract(artefact, version, EngineOptions())
         else:
             export_model(
                 source,

@@ -56,6 +56,7 @@ class ExportConfig:
     dla: int | None = setting(None, help="engine only: accelerator of a Jetson that runs what it can")
     sparse: bool = setting(False, help="engine only: use sparse units where weights are 2:4 sparse")
     timing_cache: str | None = setting(None, help="engine only: file of timings, read and added to")
+    verbose: bool = setting(False, help="engine only: print everything that TensorRT says")
     json: str | None = json_setting("the parity figures")
 
     def precision(self) -> Precision:
@@ -169,10 +170,11 @@ def _variants(config: ExportConfig) -> list[Variant]:
         dla_core=config.dla,
         sparse=config.sparse,
         timing_cache=Path(config.timing_cache) if config.timing_cache else None,
+        verbose=config.verbose,
     )
     if engine != EngineSettings() and "engine" not in formats:
         raise ConfigError(
-            f"workspace, dla, sparse or timing_cache with format={config.format}",
+            f"workspace, dla, sparse, timing_cache or verbose with format={config.format}",
             expected="format=engine: they are TensorRT's",
             remedy="leave them out",
         )

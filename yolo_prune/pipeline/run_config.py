@@ -16,6 +16,7 @@ from yolo_prune.configuration import (
     structured,
 )
 from yolo_prune.device.benchmark import require_measurable
+from yolo_prune.device.runtimes.base import PRECISIONS
 from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint, require_deployable
@@ -23,7 +24,6 @@ from yolo_prune.hosts.ultralytics.evaluation import read_data, require_kpt_shape
 from yolo_prune.hosts.ultralytics.trainer import require_stock_values, stock_keys
 from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.pipeline.artefacts import (
-    PRECISIONS,
     SUFFIXES,
     variants,
 )

@@ -27,12 +27,9 @@ from yolo_prune.report.records import (
     Tuned,
     Width,
 )
-from yolo_prune.report.summary import in_words
+from yolo_prune.report.summary import in_words, precisions
 
 Made = TypeVar("Made")
-
-PART = {"map50": "mAP50", "map50_95": "mAP50-95"}
-"""Headings of the figures of an evaluation that a report shows."""
 
 
 def read_run(folder: Path, *, search: Path | None = None, tuned: Path | None = None) -> Run:
@@ -134,7 +131,7 @@ def _model(name: str, summary: Mapping[str, Any], settings: Mapping[str, Any]) -
         macs=None if "macs" not in cost else int(cost["macs"]),
         params=None if "params" not in cost else int(cost["params"]),
         epochs=epochs_of(name, settings),
-        precisions={split: _precisions(figures) for split, figures in splits.items()},
+        precisions={split: precisions(figures) for split, figures in splits.items()},
         latency_ms=timings,
         speed_up={backend: _speed_up(found) for backend, found in (against or {}).items()},
     )
@@ -165,14 +162,6 @@ def _parities(found: Mapping[str, Any]) -> tuple[Parity, ...]:
 
 def _number(record: Mapping[str, Any], key: str) -> float | None:
     return None if record.get(key) is None else float(record[key])
-
-
-def _precisions(figures: Mapping[str, Any]) -> dict[str, float]:
-    found = {heading: float(figures[key]) for key, heading in PART.items()}
-    for kind in ("mask", "pose"):
-        if kind in figures:
-            found |= {f"{kind} {heading}": float(figures[kind][key]) for key, heading in PART.items()}
-    return found
 
 
 def epochs_of(name: str, settings: Mapping[str, Any]) -> int:

@@ -19,7 +19,9 @@ def summarize(summary: Mapping[str, Any], *, markdown: bool = False) -> str:
     splits = list(next(iter(summary["evaluations"].values())))
     backends = list(summary["speed_up"])
     columns = ["", "MACs", "params"]
-    columns += [f"{metric} {split}" for split in splits for metric in _precisions(summary, "dense", split)]
+    columns += [
+        f"{metric} {split}" for split in splits for metric in precisions(summary["evaluations"]["dense"][split])
+    ]
     columns += [f"{backend} ms" for backend in backends]
     rows = [_row(summary, name, splits, backends) for name in summary["costs"]]
     return render(columns, rows, markdown=markdown) + _notes(summary)
@@ -28,21 +30,22 @@ def summarize(summary: Mapping[str, Any], *, markdown: bool = False) -> str:
 def _row(summary: Mapping[str, Any], name: str, splits: list[str], backends: list[str]) -> list[str]:
     cost = summary["costs"][name]
     row = [name, quantity(cost["macs"]), quantity(cost["params"])]
-    row += [f"{value:.3f}" for split in splits for value in _precisions(summary, name, split).values()]
+    evaluations = summary["evaluations"][name]
+    row += [f"{value:.3f}" for split in splits for value in precisions(evaluations[split]).values()]
     for backend in backends:
         latency = summary["latency_ms"].get(f"{name}_{backend}")
         row.append(f"{latency['median_ms']:.1f} ({latency['p5_ms']:.1f}..{latency['p95_ms']:.1f})" if latency else "-")
     return row
 
 
-def _precisions(summary: Mapping[str, Any], name: str, split: str) -> dict[str, float]:
-    """Return the mean average precisions of a model, of boxes and of what else its task predicts, by their headings."""
-    figures = summary["evaluations"][name][split]
-    found = {"mAP50": figures["map50"], "mAP50-95": figures["map50_95"]}
-    for kind in ("mask", "pose"):
-        if kind in figures:
-            found |= {f"{kind} mAP50": figures[kind]["map50"], f"{kind} mAP50-95": figures[kind]["map50_95"]}
-    return found
+def precisions(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Return the mean average precisions of an evaluation, of boxes and of what else its task predicts, by headings."""
+    parts = {"": figures, **{f"{kind} ": figures[kind] for kind in ("mask", "pose") if kind in figures}}
+    return {
+        prefix + heading: float(part[key])
+        for prefix, part in parts.items()
+        for key, heading in (("map50", "mAP50"), ("map50_95", "mAP50-95"))
+    }
 
 
 def _notes(summary: Mapping[str, Any]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from yolo_prune.errors import ConfigError, MissingDependencyError
 
 Array = NDArray[np.float32]
 Precision = Literal["fp32", "fp16", "int8"]
+
+PRECISIONS: Sequence[Precision] = get_args(Precision)
+"""How artefacts can store their weights."""
 
 _PRECISIONS: Mapping[Any, Precision] = {16: "fp16", 8: "int8"}  # by the bits that the host notes; nothing is 32
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from yolo_prune.errors import DataError
@@ -201,6 +202,12 @@ def require_split(data: Path, split: str) -> list[Path]:
 def image_files(data: Path, split: str) -> list[Path]:
     """Return the image files of a split, sorted."""
     return sorted(file for place in require_split(data, split) for file in _images_at(place))
+
+
+def drawn_files(data: Path, split: str, count: int, *, seed: int = 0) -> list[Path]:
+    """Return image files of a split drawn by lot, `count` at most, sorted: the same ones for every artefact."""
+    files = image_files(data, split)
+    return [files[at] for at in sorted(np.random.default_rng(seed).permutation(len(files))[:count])]
 
 
 def _images_at(place: Path) -> Iterator[Path]:
