@@ -53,6 +53,12 @@ class Provenance:
     parity: Mapping[str, Any] | None = None
     accuracy: Mapping[str, Any] | None = None
 
+    @property
+    def verified(self) -> bool:
+        """Whether it was compared with PyTorch, and agreed in all that was compared."""
+        compared = [part for part in (self.parity, self.accuracy) if part is not None]
+        return self.parity is not None and all(part["passed"] for part in compared)
+
 
 def provenance_of(source: Checkpoint, *, imgsz_px: int, precision: Precision, calibration_images: int) -> Provenance:
     """Return what an artefact of a checkpoint tells before it was compared."""
