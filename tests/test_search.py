@@ -18,9 +18,12 @@ from models import lively
 
 from yolo_prune.allocation import Budget, Constraints, WidthSolver
 from yolo_prune.allocation.budget import lowest_go
+from yolo_prune.allocation.latency import LatencyModel, fit_latency
 from yolo_prune.allocation.paths import Ratios
 from yolo_prune.channels import ChannelGraph
+from yolo_prune.device.machine import Machine
 from yolo_prune.errors import ConfigError, DataError, InfeasibleTargetError, MissingDependencyError
+from yolo_prune.export.profile import Profile
 from yolo_prune.files import read_lines
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.collection import TrainingImages
@@ -29,6 +32,7 @@ from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
 from yolo_prune.importance import Evidence, score_channels
 from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.pipeline.cliff import steepest
+from yolo_prune.pipeline.profile import drawn
 from yolo_prune.pipeline.sensitivity import curves
 from yolo_prune.search.sampling import BAND, TRIES, Sampler
 from yolo_prune.search.strategies import STRATEGIES, UNINFORMED, InformedSearch
@@ -183,6 +187,26 @@ def words_for(model: Path, data: Path, out: Path, *, verb: str = "search", **mor
     return [verb, f"model={model}", f"data={data}", f"out={out}", *(f"{k}={v}" for k, v in settings.items())]
 
 
+@pytest.fixture
+def profile_of(tmp_path) -> Any:
+    """Writes profiles of a device whose latency is half constant and half in proportion to the MACs."""
+
+    def write(checkpoint: Path, *, imgsz_px: int, dense_ms: float = 10.0) -> tuple[Profile, Path]:
+        graph = trace_model(read_checkpoint(checkpoint).model)
+        kept = np.array([drawn(graph, seed=0, number=number)[0] for number in range(24)])
+        macs = graph.cost.macs(kept, imgsz_px=imgsz_px) / graph.cost.macs(graph.widths(), imgsz_px=imgsz_px)
+        machine = Machine(cpu="a", cores=2, system="b", python="3", runtimes={"ncnn": "1"})
+        found = Profile(
+            machine=machine, backend="ncnn", imgsz_px=imgsz_px, threads=2, candidates=24, dense_ms=dense_ms,
+            fit=fit_latency(graph, kept, 0.5 + 0.5 * macs),
+        )  # fmt: skip
+        path = tmp_path / f"profile_{dense_ms:g}.json"
+        path.write_text(json.dumps(found.to_json()), encoding="utf-8")
+        return found, path
+
+    return write
+
+
 def numbered(folder: Path) -> list[dict[str, Any]]:
     """The whole lines of a folder's record, by number."""
     return sorted(read_lines(folder / "candidates.jsonl"), key=lambda line: line["number"])
@@ -216,6 +240,43 @@ class TestSearch:
         assert refused.code == 2
         assert "seed=0" in refused.err
         assert (folder / "candidates.jsonl").read_bytes() == after
+
+    def test_a_profile_tells_latencies_of_candidates_that_are_known(
+        self, command, dense_checkpoint, tiny_data, tmp_path, profile_of
+    ):
+        folder, words = tmp_path / "s", words_for(dense_checkpoint, tiny_data, tmp_path / "s", round_to=8)
+        assert command(*words).code == 0
+        record = (folder / "candidates.jsonl").read_bytes()
+        assert not (folder / "latencies.json").exists()
+        known, path = profile_of(dense_checkpoint, imgsz_px=64)
+        outcome = command(*words, f"profile={path}")
+        assert outcome.code == 0
+        assert "not timed" in outcome.out
+        assert (folder / "candidates.jsonl").read_bytes() == record
+        found = json.loads((folder / "latencies.json").read_text())
+        model = LatencyModel(trace_model(read_checkpoint(dense_checkpoint).model), known.fit)
+        for line, (number, fraction) in zip(numbered(folder), found["fractions"], strict=True):
+            assert number == line["number"]
+            assert fraction == pytest.approx(float(model.predict(np.array(line["widths"]))))
+
+    def test_a_latency_is_a_budget(self, command, dense_checkpoint, tiny_data, tmp_path, profile_of):
+        """Widths are multiples of what the profile found; another profile is another search."""
+        known, path = profile_of(dense_checkpoint, imgsz_px=64)
+        words = [
+            word
+            for word in words_for(dense_checkpoint, tiny_data, tmp_path / "s")
+            if not word.startswith(("target_macs", "round_to"))
+        ]
+        words.append("target_latency=0.7")
+        assert command(*words, f"profile={path}").code == 0
+        found = json.loads((tmp_path / "s" / "latencies.json").read_text())
+        assert all(0.6 < fraction <= 0.7 for _, fraction in found["fractions"])
+        plan = json.loads((tmp_path / "s" / "best.json").read_text())
+        assert (plan["choice"]["target_latency"], plan["choice"]["round_to"]) == (0.7, known.fit.multiple)
+        _, other = profile_of(dense_checkpoint, imgsz_px=64, dense_ms=11.0)
+        refused = command(*words, f"profile={other}")
+        assert refused.code == 2
+        assert "profile_sha256" in refused.err
 
     def test_killed_it_goes_on_and_ends_alike(self, command, dense_checkpoint, tiny_data, tmp_path):
         whole, killed = (words_for(dense_checkpoint, tiny_data, tmp_path / name) for name in ("whole", "killed"))
@@ -314,12 +375,23 @@ def test_sensitivity_is_measured_once_and_prune_takes_it(command, dense_checkpoi
     assert 0.57 <= plan["after"]["macs"] / plan["before"]["macs"] <= 0.6
 
 
+class TestLatencyWithoutItsProfile:
+    def test_is_refused(self, refused, dense_checkpoint, data, profile_of):
+        words = [one for one in words_for(dense_checkpoint, data, Path("s")) if not one.startswith("target_macs=")]
+        assert "0 targets given" in refused(*words)
+        assert "target_latency=0.5 without profile=" in refused(*words, "target_latency=0.5")
+        _, path = profile_of(dense_checkpoint, imgsz_px=320)
+        assert "320, at which the profile was measured" in refused(*words, "target_latency=0.5", f"profile={path}")
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("word", "said"),
         [
             ("target_macs=1.5", "target_macs=1.5"),
             ("target_macs=0.001", "cannot be reached"),
+            ("target_latency=0.5", "2 targets given"),
+            ("profile=nowhere.json", "cannot read profile 'nowhere.json'"),
             ("criterion=magic", "unknown criterion 'magic'"),
             ("candidates=0", "candidates=0"),
             ("held_out=1", "held_out=1"),

@@ -83,6 +83,19 @@ class Profile(Target):
     dense_ms: float
     fit: LatencyFit
 
+    def require_side(self, imgsz_px: int) -> None:
+        """Refuse to predict for another image side than that of the timings.
+
+        Raises:
+            ConfigError: It is another.
+        """
+        if imgsz_px != self.imgsz_px:
+            raise ConfigError(
+                f"imgsz={imgsz_px}",
+                expected=f"{self.imgsz_px}, at which the profile was measured",
+                remedy=f"imgsz={self.imgsz_px}, or another profile",
+            )
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON value."""
         return asdict(self)
@@ -94,7 +107,7 @@ class Profile(Target):
         Raises:
             ConfigError: It cannot be read.
         """
-        file = path / RESULT if path.is_dir() else path
+        file = profile_file(path)
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
             return cls(**{**value, "machine": Machine(**value["machine"]), "fit": LatencyFit.from_json(value["fit"])})
@@ -104,3 +117,8 @@ class Profile(Target):
                 expected="what `yolo-prune profile` wrote",
                 remedy="yolo-prune profile model=... measures one",
             ) from error
+
+
+def profile_file(path: Path) -> Path:
+    """Return the file of a profile, which may be named by its folder."""
+    return path / RESULT if path.is_dir() else path

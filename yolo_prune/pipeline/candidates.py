@@ -22,6 +22,7 @@ from yolo_prune.allocation.budget import lowest_go, require_reachable, solver_fo
 from yolo_prune.channels import BoolArray, IntArray
 from yolo_prune.configuration import json_setting, require_choice, require_least, setting
 from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.export.profile import Profile
 from yolo_prune.files import new_file, sha256
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, read_deployable
@@ -31,6 +32,7 @@ from yolo_prune.hosts.ultralytics.scoring import Scorer
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
 from yolo_prune.importance import FloatArray
 from yolo_prune.importance.plugged import CRITERIA
+from yolo_prune.pipeline.prune_config import ROUND_TO, multiple_of
 from yolo_prune.pipeline.record import Record
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.search.workers import InProcess, WorkerPool, on_ray
@@ -58,7 +60,9 @@ class CandidatesConfig:
     threads: int | None = setting(None, help="threads of each of its workers; default: 1, or all in one process")
     min_channels: int = setting(8, help="fewest that a group keeps", unit="channels")
     max_fraction: float = setting(0.9, help="largest fraction of a group that may go")
-    round_to: int = setting(8, help="kept widths are multiples of this", unit="channels")
+    round_to: int | None = setting(
+        None, help=f"kept widths are multiples of this; default: {ROUND_TO}", unit="channels"
+    )
     attention: str = setting("width", help="what attention loses: width (of every head alike), heads (whole), none")
     imgsz: int = setting(640, help="image side", unit="px")
     json: str | None = json_setting("the result")
@@ -68,8 +72,12 @@ MAY_CHANGE = ("out", "workers", "device", "ray", "threads", "json")
 """Settings that do not change what a candidate is, or what it is worth."""
 
 
-def check(config: CandidatesConfig) -> Constraints:
+def check(config: CandidatesConfig, profile: Profile | None = None) -> Constraints:
     """Check everything that can be checked before the checkpoint is read; return the constraints.
+
+    Args:
+        config: The settings.
+        profile: What is known of a device, whose multiple of widths is the default.
 
     Raises:
         ConfigError: An unknown name or a number out of range.
@@ -84,7 +92,7 @@ def check(config: CandidatesConfig) -> Constraints:
     return Constraints(
         min_channels=config.min_channels,
         max_fraction=config.max_fraction,
-        round_to=config.round_to,
+        round_to=multiple_of(config.round_to, profile),
         attention=config.attention,  # type: ignore[arg-type]  # checked above
     )
 
@@ -162,8 +170,9 @@ class Candidates:
         config: Settings, checked.
         constraints: Floors and multiples.
         kind: What the folder is for; in its settings.
-        result: File that the command writes into the folder.
+        results: Files that the command writes into the folder.
         also_may_change: Further settings that do not change what a candidate is.
+        decided_by: What else does: hashes of files, by name.
 
     Attributes:
         graph: The channel graph of the model.
@@ -180,15 +189,16 @@ class Candidates:
         constraints: Constraints,
         *,
         kind: str,
-        result: str,
+        results: tuple[str, ...],
         also_may_change: tuple[str, ...] = (),
+        decided_by: Mapping[str, str] | None = None,
     ) -> None:
         self._config, self.folder = config, Path(config.out)
         source = read_deployable(Path(config.model), imgsz_px=config.imgsz)
         model: Any = source.model
-        self.identity = _identity(config, kind, also_may_change)
-        settings = {**self.identity, "source_sha256": source.sha256, "data_sha256": _data_sha256(config.data)}
-        self.record = Record(self.folder, RECORD, settings, results=(result, SCORES))
+        self.identity = {**_identity(config, kind, also_may_change), "round_to": constraints.round_to}
+        hashes = {"source_sha256": source.sha256, "data_sha256": _data_sha256(config.data), **(decided_by or {})}
+        self.record = Record(self.folder, RECORD, {**self.identity, **hashes}, results=(*results, SCORES))
         self.lines, self.source_sha256, self.graph = self.record.lines, source.sha256, trace_model(model)
         self._model, self._constraints = model, constraints
         self._images = TrainingImages(

@@ -95,7 +95,7 @@ def cliff(config: CliffConfig) -> Cliff:
     require_least(config, points=1, halvings=0)
     if not 0.0 < config.lowest < 1.0:
         raise ConfigError(f"lowest={config.lowest:g}", expected="a number above 0 and below 1")
-    with Candidates(config, constraints, kind="cliff", result=EDGE) as candidates:
+    with Candidates(config, constraints, kind="cliff", results=(EDGE,)) as candidates:
         return _walked(config, candidates)
 
 

@@ -136,7 +136,7 @@ def choices(config: PruneConfig) -> Choices:
     constraints = Constraints(
         min_channels=config.min_channels,
         max_fraction=config.max_fraction,
-        round_to=_round_to(config, profile),
+        round_to=multiple_of(config.round_to, profile),
         attention=config.attention,  # type: ignore[arg-type]  # checked above
     )
     ratios = read_mapping(Path(config.ratios), what="layer: fraction that goes") if config.ratios else None
@@ -166,19 +166,14 @@ def _profile(config: PruneConfig) -> Profile | None:
             remedy="yolo-prune profile model=... backend=... out=profile",
         )
     known = Profile.load(Path(config.profile))
-    if config.imgsz != known.imgsz_px:
-        raise ConfigError(
-            f"imgsz={config.imgsz}",
-            expected=f"{known.imgsz_px}, at which the profile was measured",
-            remedy=f"imgsz={known.imgsz_px}, or another profile",
-        )
+    known.require_side(config.imgsz)
     return known
 
 
-def _round_to(config: PruneConfig, profile: Profile | None) -> int:
+def multiple_of(round_to: int | None, profile: Profile | None) -> int:
     """Return what was asked for, or what the device was seen to like, which is no folklore."""
-    if config.round_to is not None:
-        return config.round_to
+    if round_to is not None:
+        return round_to
     return ROUND_TO if profile is None else profile.fit.multiple
 
 

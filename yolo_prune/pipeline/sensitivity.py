@@ -77,7 +77,7 @@ def sensitivity(config: SensitivityConfig) -> SensitivityResult:
     for fraction in config.fractions or [0.0]:
         if not 0.0 < fraction < 1.0:
             raise ConfigError(f"fractions={config.fractions}", expected="numbers above 0 and below 1")
-    with Candidates(config, constraints, kind="sensitivity", result=RESULT) as candidates:
+    with Candidates(config, constraints, kind="sensitivity", results=(RESULT,)) as candidates:
         tasks, notes = _tasks(candidates, sorted(config.fractions))
         candidates.score(tasks, notes)
     found = Sensitivities(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from yolo_prune.report.figures import COLOURS, MARKERS, Plot, drawing
 from yolo_prune.report.records import PRECISION, Candidate, Model, Run, SparsityCourse, Tuned, Width
@@ -183,21 +183,37 @@ def candidates(found: Sequence[Candidate]) -> Plot:
         title="Candidates of the search",
         description="Score on held-out training images against MACs; a line joins the candidates that no other beats.",
     )
-    best = max(found, key=lambda candidate: (candidate.score, -candidate.number))
-    front = pareto([(candidate.macs, candidate.score) for candidate in found])
     with drawing(plot, size=HALF) as (axes,):
-        axes.plot(
-            [candidate.macs for candidate in found], [candidate.score for candidate in found],
-            "o", color=COLOURS["dense"], markersize=4, alpha=0.6, label="candidate",
-        )  # fmt: skip
-        axes.plot(*zip(*front, strict=True), "-o", color=COLOURS["slim"], markersize=5, label="Pareto front")
-        axes.plot(best.macs, best.score, "*", color=COLOURS["accent"], markersize=13, label="best")
+        _scored(axes, [(candidate.macs, candidate.score) for candidate in found])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set(xlabel="MACs", ylabel=f"{PRECISION}, held out")
-        axes.figure.legend(loc="outside upper center", ncols=3)
+        axes.set(xlabel="MACs")
     return plot
+
+
+def predicted(found: Sequence[Candidate]) -> Plot:
+    """Draw the candidates of a search whose latencies were predicted: score against these."""
+    plot = Plot(
+        name="search-latency",
+        title="Candidates of the search, by latency",
+        description="Score against the latency that a profile predicts; a line joins those that no other beats.",
+    )
+    with drawing(plot, size=HALF) as (axes,):
+        _scored(axes, [(one.latency, one.score) for one in found if one.latency is not None])
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set(xlabel="predicted latency, of the dense model's")
+    return plot
+
+
+def _scored(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """Draw candidates as (cost, score), the best of them, and the front that no other one beats."""
+    best = max(points, key=lambda point: (point[1], -point[0]))
+    axes.plot(*zip(*points, strict=True), "o", color=COLOURS["dense"], markersize=4, alpha=0.6, label="candidate")
+    axes.plot(*zip(*pareto(points), strict=True), "-o", color=COLOURS["slim"], markersize=5, label="Pareto front")
+    axes.plot(*best, "*", color=COLOURS["accent"], markersize=13, label="best")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set(ylabel=f"{PRECISION}, held out")
+    axes.figure.legend(loc="outside upper center", ncols=3)
 
 
 def correlation(tuned: Sequence[Tuned]) -> Plot:

@@ -50,6 +50,7 @@ def read_run(folder: Path, *, search: Path | None = None, tuned: Path | None = N
     summary = read(summarized, dict) or read_part(folder / "stages", lambda: _unfinished(folder))
     models = read_part(summarized, lambda: _models(summary, settings))
     applied = read_part(folder / "run.json", lambda: _search_of(settings))
+    candidates, predicted_on = _candidates(search if search is not None else applied, required=search is not None)
     courses = [read(folder / name / "sparsity.json", _course_of(name)) for name in ("dense", "slim")]
     found = Run(
         folder=folder,
@@ -63,7 +64,8 @@ def read_run(folder: Path, *, search: Path | None = None, tuned: Path | None = N
         version=str(summary.get("version", "")),
         widths=_widths(folder),
         sparsity=tuple(course for course in courses if course is not None),
-        search=_candidates(search if search is not None else applied, required=search is not None),
+        search=candidates,
+        predicted_on=predicted_on,
         tuned=_tuned(tuned),
         detections=read(folder / "stages" / "detections.json", _detections) or (),
     )
@@ -216,19 +218,27 @@ def _search_of(settings: Mapping[str, Any]) -> Path | None:
     return None if plan is None else Path(str(plan)).parent
 
 
-def _candidates(folder: Path | None, *, required: bool) -> tuple[Candidate, ...]:
+def _candidates(folder: Path | None, *, required: bool) -> tuple[tuple[Candidate, ...], str]:
+    """Return the candidates of a search, and for what their latencies were predicted, if they were."""
     path = None if folder is None else folder / "candidates.jsonl"
-    if path is None or not path.is_file():
+    if folder is None or path is None or not path.is_file():
         if required:
             raise ConfigError(f"'{folder}' holds no search: no 'candidates.jsonl'", expected="what `search` calls out=")
-        return ()
-    return read_part(path, lambda: tuple(map(_candidate, read_lines(path))))
+        return (), ""
+    found = read_part(path, lambda: tuple(map(_candidate, read_lines(path))))
+    predicted_on, latencies = read(folder / "latencies.json", _predicted) or ("", {})
+    return tuple(replace(one, latency=latencies.get(one.number)) for one in found), predicted_on
 
 
 def _candidate(line: Mapping[str, Any]) -> Candidate:
     return Candidate(
         number=int(line["number"]), macs=int(line["macs"]), params=int(line["params"]), score=float(line["score"])
     )
+
+
+def _predicted(record: Mapping[str, Any]) -> tuple[str, dict[int, float]]:
+    fractions = {int(number): float(fraction) for number, fraction in record["fractions"]}
+    return f"{record['measured_on']}, {record['cpu']}", fractions
 
 
 def _tuned(path: Path | None) -> tuple[Tuned, ...]:

@@ -107,12 +107,21 @@ class SparsityCourse:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A scored candidate of a search: mAP50-95 on held-out training images, recalibrated, before any fine-tune."""
+    """A scored candidate of a search.
+
+    Attributes:
+        number: Its number.
+        macs: At the image side of the search.
+        params: Parameters.
+        score: mAP50-95 on held-out training images, recalibrated, before any fine-tune.
+        latency: Predicted fraction of the dense model's; None if no profile predicted it.
+    """
 
     number: int
     macs: int
     params: int
     score: float
+    latency: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +165,7 @@ class Run:
         widths: Before and after, in the order of the model.
         sparsity: Of every training that had a penalty.
         search: Candidates of the search whose plan was applied.
+        predicted_on: For what a profile predicted the latencies of these, in words.
         tuned: Candidates with what their fine-tunes brought.
         detections: One an image.
         missing: What is not there, in words.
@@ -173,6 +183,7 @@ class Run:
     widths: tuple[Width, ...] = ()
     sparsity: tuple[SparsityCourse, ...] = ()
     search: tuple[Candidate, ...] = ()
+    predicted_on: str = ""
     tuned: tuple[Tuned, ...] = ()
     detections: tuple[Detections, ...] = ()
     missing: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from yolo_prune.report import plots
 from yolo_prune.report.embedded import embedded
 from yolo_prune.report.figures import Plot
 from yolo_prune.report.pages import page
-from yolo_prune.report.records import HASHES, MODELS, PRECISION, Model, Run, Tuned
+from yolo_prune.report.records import HASHES, MODELS, PRECISION, Candidate, Model, Run, Tuned
 from yolo_prune.report.sentence import sentences
 from yolo_prune.report.summary import in_words
 
@@ -90,9 +90,15 @@ def _plots(run: Run) -> dict[str, list[Plot]]:
         "sparsity": [
             plot for course in run.sparsity if course.epochs for plot in (plots.scales(course), plots.silence(course))
         ],
-        "search": [plots.candidates(run.search)] if run.search else [],
+        "search": _searched(run.search),
         "correlation": [plots.correlation(run.tuned)] if run.tuned else [],
     }
+
+
+def _searched(found: Sequence[Candidate]) -> list[Plot]:
+    """Return the pictures of a search: its front in MACs, and in latency where that was predicted."""
+    timed = any(candidate.latency is not None for candidate in found)
+    return [plots.candidates(found), *([plots.predicted(found)] if timed else [])] if found else []
 
 
 def conditions(run: Run) -> str:
