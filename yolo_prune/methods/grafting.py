@@ -108,7 +108,7 @@ def entropy(weights: Tensor) -> float:
 
     Equation 7. A layer whose weights are all alike has entropy 0, and none has more than log(10).
     """
-    counts, _ = np.histogram(weights.detach().double().cpu().numpy(), bins=BINS)
+    counts, _ = np.histogram(weights.detach().cpu().double().numpy(), bins=BINS)
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 

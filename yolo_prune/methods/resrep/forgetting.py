@@ -210,7 +210,7 @@ class Forgetting:
 
     def norms(self) -> dict[str, FloatArray]:
         """Return the norm of each row by path."""
-        return {path: row_norms(weight).double().cpu().numpy() for path, weight in self.weights.items()}
+        return {path: row_norms(weight).cpu().double().numpy() for path, weight in self.weights.items()}
 
     def largest_masked(self) -> float:
         """Return the norm of the largest masked row; 0 where none is."""
