@@ -62,6 +62,12 @@ def test_every_wish_becomes_a_mask_that_can_be_applied(constraints: Constraints,
     heads = {index for tie in graph.ties if tie.rows for index in tie.members()}
     others = [index for index in range(len(kept)) if index not in heads]
     assert (kept[others] >= np.minimum(constraints.min_channels, graph.widths()[others])).all()
+    gone = graph.widths()[others] - kept[others]
+    assert (gone <= graph.widths()[others] * constraints.max_fraction + 1e-6).all()
+    for tie in graph.ties:
+        if tie.rows and tie.rows == len(tie.sets) and constraints.attention == "heads":
+            whole = [all(kept[index] == graph.groups[index].width for index, _ in part) for part in tie.sets]
+            assert whole.count(False) <= len(whole) * constraints.max_fraction
     if constraints.attention == "none":
         assert (kept == graph.widths())[list(heads)].all()
 

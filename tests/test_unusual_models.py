@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,10 +17,10 @@ from torch import Tensor, nn
 from toys import act, build, conv
 
 from yolo_prune.channels import ChannelGraph, trace
-from yolo_prune.errors import TraceError
+from yolo_prune.errors import CheckpointError, TraceError, VerificationError
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.surgery import trace_model
-from yolo_prune.surgery import TOLERANCE, Verifier, apply
+from yolo_prune.surgery import TOLERANCE, Verifier, apply, counted_macs
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
@@ -201,3 +204,122 @@ def test_a_linear_layer_of_one_feature_is_a_linear_layer() -> None:
         "a": 4,
         "widen": 5,
     }
+
+
+class Coordinates(nn.Module):
+    """Rows and columns of the image are pooled, put side by side and gate the features (coordinate attention)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.squeeze, self.norm = conv(3, 8), conv(8, 4), nn.BatchNorm2d(4)
+        self.rows, self.columns, self.out = conv(4, 8), conv(4, 8), conv(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = act(self.a(x))
+        height, width = x.shape[2:]
+        pooled = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)], 2)
+        rows, columns = act(self.norm(self.squeeze(pooled))).split([height, width], 2)
+        return self.out(x * self.rows(rows).sigmoid() * self.columns(columns).transpose(2, 3).sigmoid())
+
+
+class Pyramid(nn.Module):
+    """A convolution on a plane of 2 x 2 cells, whatever the image's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.pool, self.b, self.out = conv(3, 8), nn.AdaptiveAvgPool2d(2), conv(8, 5), conv(13, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = act(self.a(x))
+        pooled = nn.functional.interpolate(act(self.b(self.pool(x))), size=x.shape[2:])
+        return self.out(torch.cat([x, pooled], 1))
+
+
+class Neighbours(nn.Module):
+    """A convolution along the channels, which must all stay (ECA), and one that may go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.along, self.b, self.out = conv(3, 8), nn.Conv1d(1, 1, 3, padding=1), conv(8, 6), conv(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = act(self.a(x))
+        gate = self.along(x.mean((2, 3)).unsqueeze(1)).squeeze(1)
+        return self.out(act(self.b(x * gate[:, :, None, None].sigmoid())))
+
+
+class ByParameter(nn.Module):
+    """A product with a parameter that is no layer's weight: what it reads and gives must stay, a may not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.mix, self.out = conv(3, 6), conv(6, 8), nn.Parameter(torch.rand(6, 8)), conv(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(act(torch.einsum("bchw,oc->bohw", act(self.a(act(self.first(x)))), self.mix)))
+
+
+@pytest.mark.parametrize("kind", [Coordinates, Pyramid, Neighbours, ByParameter])
+def test_what_a_call_costs_is_known_however_its_plane_grows(kind: type[nn.Module]) -> None:
+    """With the image's side, not at all, with the number of channels, by a product without a channel."""
+    torch.manual_seed(0)
+    model = kind().eval()
+    graph, _ = proven(model)
+    for side in (8, 16, 32, 64):
+        image = torch.zeros(1, 3, side, side)
+        assert float(graph.cost.macs(graph.widths(), imgsz_px=side)) == counted_macs(model, image)
+
+
+def test_a_cost_that_follows_no_law_is_refused_by_its_name() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.out = conv(3, 4), conv(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = act(self.a(x))
+            return self.out(nn.functional.adaptive_avg_pool2d(x, (2, x.shape[3] // 3)))
+
+    with pytest.raises(TraceError, match="a call in out costs"):
+        trace(Odd(), IMAGE)
+
+
+def test_a_model_that_takes_one_image_at_a_time_is_refused_by_the_proof() -> None:
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.out = conv(3, 4), conv(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(act(self.a(x)).view(1, 4, *x.shape[2:]))
+
+    with pytest.raises(VerificationError, match="the model's forward failed on two images"):
+        Verifier(Alone(), trace(Alone(), IMAGE))
+
+
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    """The weights of the older `weight_norm` are computed, and torch copies no computed tensor."""
+    model = nn.Sequential(nn.utils.weight_norm(conv(3, 8)), nn.SiLU(), conv(8, 6), nn.SiLU(), conv(6, 2))
+    graph = trace(model, IMAGE)
+    with pytest.raises(CheckpointError, match="cannot be copied"):
+        apply(model, graph, random_keep(graph, 0))
+
+
+def test_reasons_do_not_depend_on_the_order_of_sets() -> None:
+    """Names of parameters that no forward ran come from a set, whose order changes with every process."""
+    code = (
+        "import torch; from torch import nn; from yolo_prune.channels import trace\n"
+        "class Two(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)\n"
+        "        for name in 'pqrstuvw': setattr(self, name, nn.Conv2d(8, 8, 1))\n"
+        "    def forward(self, x): return self.out(self.a(x))\n"
+        "print([group.lock for group in trace(Two(), torch.zeros(1, 3, 8, 8)).groups])"
+    )
+    told = [
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True,
+                       check=True, text=True).stdout
+        for seed in ("1", "2", "3")
+    ]  # fmt: skip
+    assert told[0] == told[1] == told[2]

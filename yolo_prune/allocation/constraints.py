@@ -99,7 +99,10 @@ class WidthSolver:
                 continue
             lots = self._lots(groups, ties)
             if in_heads and self._constraints.attention == "heads":
-                heads = head_ladder(self._graph, ties, groups, self._scores, lots)
+                heads = head_ladder(
+                    self._graph, ties, groups, self._scores,
+                    max_fraction=self._constraints.max_fraction, floors=self._floors[groups], lots=lots,
+                )  # fmt: skip
                 units += [heads] if heads is not None else []
                 continue
             matrix = equations(ties, groups)

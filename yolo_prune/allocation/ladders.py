@@ -126,7 +126,14 @@ def ladder(groups: IntArray, steps: IntArray, widths: IntArray, floors: IntArray
 
 
 def head_ladder(
-    graph: ChannelGraph, ties: Sequence[Tie], groups: IntArray, scores: FloatArray, lots: IntArray
+    graph: ChannelGraph,
+    ties: Sequence[Tie],
+    groups: IntArray,
+    scores: FloatArray,
+    *,
+    max_fraction: float,
+    floors: IntArray,
+    lots: IntArray,
 ) -> Ladder | None:
     """List the states of attention that loses whole heads, the least important first.
 
@@ -135,6 +142,8 @@ def head_ladder(
         ties: The ties among the groups.
         groups: Indices of the groups, shape (members,).
         scores: One score per channel of the graph.
+        max_fraction: Largest fraction of the heads that may go.
+        floors: Fewest channels that each group keeps, shape (members,); those of a head go together or not at all.
         lots: As in `ladder`.
 
     Returns:
@@ -164,7 +173,8 @@ def head_ladder(
         ):
             return None
     kept = widths - removed
-    buildable = (kept[:, others] % lots[others] == 0).all(axis=1) & (kept[:, others] > 0).all(axis=1)
+    buildable = (kept[:, others] % lots[others] == 0).all(axis=1) & (kept[:, others] >= floors[others]).all(axis=1)
+    buildable &= np.arange(len(members)) <= len(members) * max_fraction + 1e-9
     buildable[0] = True
     return Ladder(groups, removed[buildable])
 

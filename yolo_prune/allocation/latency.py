@@ -55,7 +55,7 @@ class Features:
     """
 
     def __init__(self, graph: ChannelGraph) -> None:
-        kinds: dict[tuple[int, int, int], list[tuple[int, ...]]] = {}
+        kinds: dict[tuple[int, float, int], list[tuple[int, ...]]] = {}
         for term in graph.cost.macs_terms:
             if term.axes:
                 kinds.setdefault((len(term.axes), term.area_power, term.coef), []).append(term.axes)
@@ -86,7 +86,7 @@ class Features:
             columns += [self._macs(sizes, kind), sizes[..., axes].sum(axis=(-1, -2))]
         return np.stack(columns, axis=-1)
 
-    def _macs(self, sizes: FloatArray, kind: tuple[int, int, int]) -> FloatArray:
+    def _macs(self, sizes: FloatArray, kind: tuple[int, float, int]) -> FloatArray:
         macs: FloatArray = kind[2] * sizes[..., self._kinds[kind]].prod(axis=-1).sum(axis=-1)
         return macs
 

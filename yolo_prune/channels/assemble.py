@@ -26,7 +26,7 @@ from yolo_prune.channels.graph import (
 )
 
 
-def assemble(facts: Facts, *, imgsz_px: int, powers: Mapping[int, int]) -> ChannelGraph:
+def assemble(facts: Facts, *, imgsz_px: int, powers: Mapping[int, float]) -> ChannelGraph:
     """Solve the facts of a trace.
 
     Args:
@@ -218,7 +218,7 @@ def _cost(
     channel_of: IntArray,
     groups: Sequence[ChannelGroup],
     imgsz_px: int,
-    powers: Mapping[int, int],
+    powers: Mapping[int, float],
 ) -> CostModel:
     """Number the sizes that the recorded prices multiply, and count the entries that one channel takes of each.
 

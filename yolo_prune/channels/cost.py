@@ -22,12 +22,13 @@ class CostTerm:
         coef: MACs (or parameters) per pair of entries at the traced image size.
         axes: Indices of the axes whose kept sizes multiply `coef`.
         area_power: How the term grows with the image area: 1 for convolutions, 2 for attention products between
-            positions, 0 for what does not see the image (parameters, layers after global pooling).
+            positions, 1/2 for what runs along a side, 0 for what does not see the image (parameters, layers after
+            global pooling).
     """
 
     coef: int
     axes: tuple[int, ...]
-    area_power: int = 0
+    area_power: float = 0
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class _Form:
     """Terms as arrays; axis -1 stands for the constant 1."""
 
     coef: npt.NDArray[np.float64]
-    power: npt.NDArray[np.int64]
+    power: npt.NDArray[np.float64]
     first: npt.NDArray[np.int64]
     second: npt.NDArray[np.int64]
 
@@ -44,7 +45,7 @@ class _Form:
         padded = [(*term.axes, -1, -1)[:2] for term in terms]
         return cls(
             coef=np.array([term.coef for term in terms], dtype=np.float64),
-            power=np.array([term.area_power for term in terms], dtype=np.int64),
+            power=np.array([term.area_power for term in terms], dtype=np.float64),
             first=np.array([axes[0] for axes in padded], dtype=np.int64),
             second=np.array([axes[1] for axes in padded], dtype=np.int64),
         )

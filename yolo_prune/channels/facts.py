@@ -60,12 +60,14 @@ class Price:
         sizes: Axes, or ids of the entries that are counted.
         area_power: Growth with the image's area; None where only a second run can tell.
         call: Which call of a priced operator this was.
+        place: The module that made it.
     """
 
     coef: int
     sizes: tuple[AxisKey | IntArray, ...]
     area_power: int | None
     call: int
+    place: str
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Facts:
         self.names = {id(tensor): name for name, tensor in (self.parameters | buffers).items()}
         self.running = RunningModule(self.modules)
         self.costing = False
+        self.image: tuple[int, ...] = ()  # height and width of the traced one
+        self.fixed_planes = False  # whether some plane has a size that the image does not decide
         self.calls: list[int] = []  # MACs of each priced call of inference
         self.axes: dict[AxisKey, Slices] = {}
         self.id_count = 0
@@ -333,16 +337,22 @@ class Facts:
 
         Args:
             coef: MACs per pair of entries of `sizes`.
-            sizes: Axes of parameters (those that carry no channel are left out), or labels whose entries are counted.
+            sizes: Axes of parameters (those that carry no channel are left out), or labels, alone, whose entries are
+                counted.
             area_power: How the cost grows with the image's area; None to have it measured.
         """
         if self.costing and not self.host.training_only(self.path()):
-            counted = tuple(
-                ids(size.flatten()).numpy() if isinstance(size, Tensor) else size
-                for size in sizes
-                if isinstance(size, Tensor) or size in self.axes
-            )
-            self.prices.append(Price(coef, counted, area_power, len(self.calls)))
+            counted: list[AxisKey | IntArray] = []
+            for size in sizes:
+                if isinstance(size, Tensor):
+                    entries = ids(size.flatten()).numpy()
+                    unlabelled = int((entries < 0).sum())
+                    if unlabelled:  # they stay, whatever goes
+                        self.prices.append(Price(coef * unlabelled, (), area_power, len(self.calls), self.place()))
+                    counted.append(entries[entries >= 0])
+                elif size in self.axes:
+                    counted.append(size)
+            self.prices.append(Price(coef, tuple(counted), area_power, len(self.calls), self.place()))
 
 
 def _vector_dim(tensor: Tensor) -> int | None:

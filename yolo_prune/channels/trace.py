@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import weakref
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -211,6 +211,7 @@ def _fitting(model: nn.Module, example: Tensor) -> Tensor:
 def _run(facts: Facts, model: nn.Module, example: Tensor, *, training: bool) -> None:
     """Run one forward and lock what leaves the model."""
     facts.costing = not training  # MACs are those of inference
+    facts.image, facts.fixed_planes = tuple(example.shape[2:]), False
     result = _forward(model, example, training=training, modes=(facts.running, LabelTracer(facts, example)))
     for leaf in output_tensors(facts.host.outputs(result)):
         label = facts.label(leaf)
@@ -232,31 +233,36 @@ def _forward(model: nn.Module, example: Tensor, *, training: bool, modes: Sequen
         ) from error
 
 
-def _area_powers(facts: Facts, model: nn.Module, example: Tensor) -> dict[int, int]:
+GROWTH: Mapping[int, float] = {1: 0, 2: 0.5, 4: 1, 16: 2}
+"""Powers of the image's area, by what a cost is multiplied by when the side is doubled."""
+
+
+def _area_powers(facts: Facts, model: nn.Module, example: Tensor) -> dict[int, float]:
     """Measure how calls whose rule cannot know it grow with the image's area: run again at twice the side and compare.
 
     Returns:
         Power of the area by call.
 
     Raises:
-        TraceError: A cost neither stays nor grows with the area or its square.
+        TraceError: A cost neither stays nor grows with a side, the area or its square.
     """
-    unknown = {price.call for price in facts.prices if price.area_power is None}
+    unknown = {price.call: price.place for price in facts.prices if price.area_power is None}
     if not unknown:
         return {}
     counter = CallCounter(only=unknown)
     larger = example.new_zeros(*example.shape[:2], 2 * example.shape[2], 2 * example.shape[3])
     _forward(model, larger, training=False, modes=(counter,))
-    powers = {}
-    for call in unknown:
+    powers: dict[int, float] = {}
+    for call, place in unknown.items():
         before, after = facts.calls[call], counter.macs[call] if len(counter.macs) == len(facts.calls) else 0
-        if after not in (before, 4 * before, 16 * before):
+        growth = after / before if before else float(after == before)
+        if growth not in GROWTH:
             raise TraceError(
-                f"a product costs {before} MACs at {example.shape[-1]} px and {after} at twice that",
-                expected="a cost that stays, or grows with the image's area or its square",
+                f"a call in {place} costs {before} MACs at {example.shape[-1]} px and {after} at twice that",
+                expected="a cost that stays, or grows with the image's side, its area or the area's square",
                 remedy="pass a larger example image",
             )
-        powers[call] = {1: 0, 4: 1, 16: 2}[after // before] if before else 0
+        powers[call] = GROWTH[int(growth)]
     return powers
 
 
@@ -283,7 +289,7 @@ def _lock_misused(facts: Facts) -> None:
 
 def _lock_around_untraced(facts: Facts) -> None:
     """Lock what may feed a parameter that no forward touched: everything in the nearest module that did run."""
-    for name in facts.parameters.keys() - facts.touched:
+    for name in sorted(facts.parameters.keys() - facts.touched):  # the order of a set is another in every process
         if facts.host.apart(name.rpartition(".")[0]):
             continue
         prefix = name.rpartition(".")[0]

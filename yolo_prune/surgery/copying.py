@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from yolo_prune.channels.tensors import named_tensors
+from yolo_prune.errors import CheckpointError
 
 
 def copied(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
@@ -19,6 +20,9 @@ def copied(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> nn.
         model: The model.
         tensors: Stand in for the model's own parameters and buffers of the same names, which are then not copied. Each
             gets memory of its own where it shares the original's.
+
+    Raises:
+        CheckpointError: A module holds a tensor that torch cannot copy.
     """
     own = named_tensors(model)
     memo: dict[int, Any] = {id(own[name]): _like(value, own[name]) for name, value in (tensors or {}).items()}
@@ -29,7 +33,14 @@ def copied(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> nn.
         for value in vars(module).values()
         if type(value) in (dict, OrderedDict, set) and not value
     }
-    result: nn.Module = copy.deepcopy(model, memo)
+    try:
+        result: nn.Module = copy.deepcopy(model, memo)
+    except RuntimeError as error:  # torch's word for a tensor that was computed and stored in a module
+        raise CheckpointError(
+            f"the model cannot be copied: {error}",
+            expected="tensors that are parameters, buffers or plain values",
+            remedy="turn weight_norm of torch.nn.utils into that of torch.nn.utils.parametrizations, or remove it",
+        ) from error
     return result
 
 

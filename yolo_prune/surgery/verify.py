@@ -75,7 +75,11 @@ class Verification:
             ("parameters", self.params_predicted, self.params_counted),
         ):
             if predicted != counted:
-                raise VerificationError(f"{counted} {unit} counted", expected=f"{predicted}, as predicted")
+                raise VerificationError(
+                    f"{counted} {unit} counted",
+                    expected=f"{predicted}, as predicted",
+                    remedy="nothing was saved; a layer whose size follows another law needs a rule: please report it",
+                )
         return self
 
 
@@ -89,6 +93,9 @@ class Verifier:
         deployed: Returns what is deployed of a model (layers merged, training branches dropped); may change its
             argument, which is a copy.
         seed: Seed of the random input image.
+
+    Raises:
+        VerificationError: The model does not run on two images at once, which its statistics are measured on.
     """
 
     def __init__(
@@ -104,7 +111,15 @@ class Verifier:
         self._reference = copied(dense).double()
         side, generator = graph.cost.imgsz_px, torch.Generator().manual_seed(seed)
         self._image = torch.rand(1, image_channels(dense), side, side, generator=generator, dtype=torch.float64)
-        enliven(self._reference, torch.cat([self._image, 1.0 - self._image]), generator)
+        images = torch.cat([self._image, 1.0 - self._image])
+        try:
+            enliven(self._reference, images, generator)
+        except Exception as error:
+            raise VerificationError(
+                f"the model's forward failed on two images, of shape {tuple(images.shape)}: {error}",
+                expected="a model that takes any number of images",
+                remedy="replace sizes that are written into the forward by those of its input",
+            ) from error
         self._lively = {name: tensor.detach().clone() for name, tensor in named_tensors(self._reference).items()}
 
     def verify(self, slim: nn.Module, keep: BoolArray) -> Verification:

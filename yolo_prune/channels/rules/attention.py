@@ -50,7 +50,7 @@ def _sides(facts: Facts, operand: Tensor, *, summed: int, free: int) -> tuple[Te
         free: The other one.
     """
     label = facts.label(operand)
-    if label is None:
+    if label is None or (label < 0).all():
         return None, None
     if not varies(label, free) and (varies(label, summed) or operand.shape[summed] == 1):
         return label.select(free, 0), None

@@ -28,9 +28,21 @@ def convolution(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, 
         tie_vectors(facts, [(bias, Role.PRODUCER)], outputs)
     facts.set_planes(out, outputs)
     positions = (x if transposed else out).shape[2:].numel()
-    pooled = x.shape[2:].numel() == 1  # a trace image spans at least two cells of the coarsest map
     untracked = 1 if (name, 1) in facts.axes else weight.shape[1]  # 1 for depthwise
-    facts.price(weight.shape[2:].numel() * positions * untracked, [(name, 0), (name, 1)], 0 if pooled else 1)
+    coef = weight.shape[2:].numel() * positions * untracked
+    facts.price(coef, [(name, 0), (name, 1)], _area_power(facts, x.shape[2:]))
+
+
+def _area_power(facts: Facts, plane: Sequence[int]) -> int | None:
+    """Return how the positions of a plane grow with the image's area; None where only a second run can tell.
+
+    A plane is the image's own, made smaller by strides, if it is about as tall for its width as the image is.
+    """
+    if all(side == 1 for side in plane):
+        return 0  # a trace image spans at least two cells of the coarsest map
+    strides = [image / own for image, own in zip(facts.image, plane, strict=False)]
+    alike = len(plane) == len(facts.image) and max(strides) < 2.0 * min(strides)
+    return 1 if alike and not facts.fixed_planes else None
 
 
 def _grouped(facts: Facts, name: str, inputs: Tensor, width: int, groups: int, *, transposed: bool) -> Tensor:

@@ -11,6 +11,8 @@ from yolo_prune.channels.facts import Facts
 from yolo_prune.channels.labels import varying_dims
 from yolo_prune.channels.rules.registry import aten, per_channel, rule, without_rule
 
+_ADAPTIVE = (aten._adaptive_avg_pool2d, aten.adaptive_max_pool2d)
+
 
 @rule(
     aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten.adaptive_max_pool2d,
@@ -19,8 +21,10 @@ from yolo_prune.channels.rules.registry import aten, per_channel, rule, without_
 def spatial(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:  # noqa: ARG001
     """Works on each channel by itself."""
     label = facts.label(args[0])
+    result = out[0] if isinstance(out, (tuple, list)) else out
+    if func.overloadpacket in _ADAPTIVE and result.shape[2:].numel() > 1:
+        facts.fixed_planes = True
     if label is not None:
-        result = out[0] if isinstance(out, (tuple, list)) else out
         facts.set_planes(result, per_channel(facts, label, str(func.overloadpacket)))
 
 
