@@ -62,6 +62,37 @@ class Generated(nn.Module):
         return outputs
 
 
+class Shuffle(nn.Module):
+    """Views channels as two rows, swaps, views back; a host may know that its sizes follow the weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        return x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
+class Parted(nn.Module):
+    """Splits channels by what its two layers read; a host may know that."""
+
+    def __init__(self, sizes: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(size, width, 1) for size in sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.split([layer.weight.shape[1] for layer in (self.first, self.second)], 1)
+        return torch.cat([self.first(first), self.second(second)], 1)
+
+
+class Stacked(nn.Module):
+    """Two values one after the other, or interleaved, by way of a new dimension."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return torch.stack([first, second], self.dim).flatten(1, 2)
+
+
 def _conv(draw, program: Program, source: int) -> int:
     channels, side = program.shapes[source]
     size, stride = draw(st.sampled_from([(1, 1), (3, 1), (3, 2)]))
@@ -139,6 +170,17 @@ def _pair(draw, program: Program, source: int) -> int:
     return program.add(f"{operator}({source}, {other})", [source, other], shape, run)
 
 
+def _stacked(draw, program: Program, source: int) -> int:
+    shape = program.shapes[source]
+    fitting = [other for other, found in enumerate(program.shapes) if found == shape and other > 0]
+    if not fitting:
+        return _conv(draw, program, source)
+    other, name = draw(st.sampled_from(fitting)), f"layer{len(program.layers)}"
+    program.layers[name] = Stacked(draw(st.sampled_from([1, 2])))
+    run = lambda layers, values: layers[name](values[source], values[other])  # noqa: E731
+    return program.add(f"{name}({source}, {other})", [source, other], (2 * shape[0], shape[1]), run)
+
+
 def _cut(draw, program: Program, source: int) -> int:
     """Chunk in equal parts, or split at a fixed place; each part is a value."""
     channels, side = program.shapes[source]
@@ -159,15 +201,19 @@ def _cut(draw, program: Program, source: int) -> int:
 
 def _shuffle(draw, program: Program, source: int) -> int:  # noqa: ARG001
     """View as two rows of channels, swap, view back; sizes are read from the value."""
-    channels, side = program.shapes[source]
+    channels = program.shapes[source][0]
     if channels % 2 or channels == 2:  # two rows of one channel look like an added dimension: only the proof can tell
         return source
+    return program.layer(source, program.shapes[source], Shuffle())
 
-    def run(_, values):
-        b, c, h, w = values[source].shape
-        return values[source].view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
 
-    return program.add(f"shuffle({source})", [source], (channels, side), run)
+def _parted(draw, program: Program, source: int) -> int:
+    """Split at a place that the layers behind it know."""
+    channels, side = program.shapes[source]
+    if channels < 3:
+        return source
+    first, width = draw(st.integers(1, channels - 1)), draw(st.integers(1, 4))
+    return program.layer(source, (2 * width, side), Parted([first, channels - first], width))
 
 
 def _resample(draw, program: Program, source: int) -> int:
@@ -186,7 +232,20 @@ def _resample(draw, program: Program, source: int) -> int:
     return program.add(f"{name}({source})", [source], (channels, after), run)
 
 
-BUILDERS = (_conv, _depthwise, _grouped, _transposed, _norm, _activation, _pair, _cut, _shuffle, _resample)
+BUILDERS = (
+    _conv,
+    _depthwise,
+    _grouped,
+    _transposed,
+    _norm,
+    _activation,
+    _pair,
+    _cut,
+    _shuffle,
+    _parted,
+    _stacked,
+    _resample,
+)
 
 
 @st.composite

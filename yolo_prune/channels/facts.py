@@ -129,6 +129,7 @@ class Facts:
         self.touched: set[str] = set()
         self.misused: dict[str, str] = {}
         self.read_as_weights: set[str] = set()
+        self._rows: set[bytes] = set()
         self._owners: dict[int, str] = {}
         self._labels: dict[int, Tensor] = {}
         self._views: dict[int, str] = {}
@@ -331,6 +332,14 @@ class Facts:
                 self.lock(part, f"{where} mixes channels with unlabelled values")
             return
         self.ties.append(CountTie(tuple(part.numpy() & IDS for part in parts), where, rows))
+
+    def note_rows(self, rows: Iterable[Tensor]) -> None:
+        """Remember rows of channels, ids in order, shape (entries,) each, that lie side by side in a tensor."""
+        self._rows |= {ids(row).numpy().tobytes() for row in rows}
+
+    def are_rows(self, rectangle: Tensor) -> bool:
+        """Return whether each line of labels, shape (lines, entries), is a known row."""
+        return all(ids(line.contiguous()).numpy().tobytes() in self._rows for line in rectangle)
 
     def price(self, coef: int, sizes: Sequence[AxisKey | Tensor], area_power: int | None) -> None:
         """Record what an operator of the deployed network costs.

@@ -26,7 +26,7 @@ def metadata(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any
 
 @rule(
     aten.permute, aten.transpose, aten.t, aten.slice, aten.select, aten.unbind, aten.expand, aten.squeeze,
-    aten.unsqueeze, aten.detach, aten.alias, aten.cat, aten.stack, aten.repeat, aten.flip, aten.roll, aten.unfold,
+    aten.unsqueeze, aten.detach, aten.alias, aten.cat, aten.repeat, aten.flip, aten.roll, aten.unfold,
     aten.index_select, aten.gather, aten.index, aten.pixel_shuffle, aten.pixel_unshuffle, aten.lift_fresh,
 )  # fmt: skip
 def movement(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
@@ -81,6 +81,16 @@ def _companion(facts: Facts, leaf: Any) -> Any:
     return torch.full(leaf.shape, NONE) if leaf.is_floating_point() else leaf
 
 
+@rule(aten.stack)
+def stack(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Only values of one shape can be stacked: they are rows, which need equal counts."""
+    movement(facts, func, args, kwargs, out)
+    label = facts.label(out)
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
+    if label is not None and varies(label, dim):
+        _tie_rows(facts, [label.movedim(dim, 0)], "stack")
+
+
 @rule(aten.clone, aten._to_copy, aten.contiguous, aten.dropout, aten.native_dropout)
 def same(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:  # noqa: ARG001
     """The result is the argument, value by value, in another memory format or type."""
@@ -99,7 +109,24 @@ def reshape(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
             facts.lock(label, f"view with fixed sizes in {facts.place()}")
         elif len(varying_dims(moved)) > len(varying_dims(label)):
             _tie_rows(facts, [moved], "view")
+        elif len(varying_dims(moved)) < len(varying_dims(label)):
+            _keep_order(facts, label)
     facts.set_label(out, moved)
+
+
+def _keep_order(facts: Facts, label: Tensor) -> None:
+    """Note what the order of channels asks for where rows become one axis again.
+
+    Rows one after the other keep their order, whatever goes from each. Rows that are interleaved, as a channel shuffle
+    does, keep it only where the same places go from all: those channels live together.
+    """
+    dims = varying_dims(label)
+    if len(dims) != 2:
+        return
+    rectangle = label.movedim(dims, (0, 1)).flatten(2)[:, :, 0]
+    if not facts.are_rows(rectangle) and facts.are_rows(rectangle.T):
+        for place in rectangle.T[1:]:
+            facts.equate(rectangle[:, 0], place)
 
 
 @rule(aten.constant_pad_nd)
@@ -183,4 +210,5 @@ def _tie_rows(facts: Facts, rectangles: Sequence[Tensor], operator: str) -> None
         rows += label.movedim(dims, (0, 1)).flatten(2)[:, :, 0].unbind()
     count = len(rows) // len(rectangles)
     if count > 1:
+        facts.note_rows(rows)
         facts.tie(rows, operator, rows=count if facts.rows_may_go() else 0)
