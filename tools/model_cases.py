@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
+from ultralytics.nn.tasks import YOLOEModel
 
 from yolo_prune.hosts.ultralytics.checkpoints import build_from_yaml
 
@@ -85,8 +86,22 @@ def build_lively(source: str, *, seed: int = 0) -> Any:
     """
     torch.manual_seed(seed)
     model: Any = build_from_yaml(source)
+    if isinstance(model, YOLOEModel):
+        prompt(model)
     enliven(model)
     return model.eval()
+
+
+def prompt(model: Any) -> None:
+    """Give a model of open vocabulary embeddings of its classes, shape (1, classes, features).
+
+    Without any, all classes look alike and nothing before them matters; so it is under a bias that closes every score.
+    """
+    head = model.model[-1]
+    model.pe = nn.functional.normalize(torch.randn(1, head.nc, head.embed), dim=-1)
+    for name, parameter in head.named_parameters():
+        if re.fullmatch(r"(one2one_)?cv4\.\d+\.bias", name):
+            nn.init.zeros_(parameter)
 
 
 def enliven(model: Any) -> None:

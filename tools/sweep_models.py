@@ -23,13 +23,14 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from fresh_process import STOCK
-from model_cases import ROOT, Case, all_cases, build_lively
+from model_cases import NEEDS_DOWNLOAD, OTHER_TASKS, ROOT, Case, all_cases, build_lively
 from random_plans import random_keep
 from source import code_of
 from torch.utils._pytree import tree_leaves
@@ -61,6 +62,9 @@ NOT_EXPORTED = ("yolov8-world",)
 
 RECORD = ROOT / "tools" / "records" / "coverage.json"
 
+LEAST_PLANS = (200, 20)
+"""Random plans of scales n, t and s, and of the others."""
+
 ENGINE = ("channels", "allocation/constraints.py", "allocation/coupled.py", "allocation/ladders.py", "surgery/apply.py",
           "surgery/copying.py", "surgery/mask.py", "surgery/verify.py", "hosts/ultralytics/blocks.py",
           "hosts/ultralytics/surgery.py")  # fmt: skip
@@ -73,8 +77,8 @@ class SweepConfig:
 
     out: str = setting("runs/sweep", help="folder of the record, one file a model")
     models: list[str] | None = setting(None, help="names of cases; default: all")
-    plans: int = setting(200, help="random plans of scales n, t and s")
-    large_plans: int = setting(20, help="random plans of the other scales")
+    plans: int = setting(LEAST_PLANS[0], help="random plans of scales n, t and s")
+    large_plans: int = setting(LEAST_PLANS[1], help="random plans of the other scales")
     part: int = setting(1, help="which share of the models this process takes")
     of: int = setting(1, help="number of shares")
     json: str | None = json_setting("the record of all models")
@@ -91,32 +95,67 @@ class Coverage:
         return self.records
 
     def table(self, *, markdown: bool = False) -> str:
-        """Return one row a family: its scales, how many plans were proven, what can be pruned and what not."""
+        """Return one row a yaml: what was proven of each scale, what can be pruned and what not, and a line in all."""
         families: dict[str, list[dict[str, Any]]] = {}
         for record in self.records.values():
             families.setdefault(record["family"], []).append(record)
-        rows = []
-        for family, records in sorted(families.items()):
-            locks = Counter[str]()
-            for record in records:
-                locks.update(record["locks"].keys())
-            failed = [record["scale"] or "it" for record in records if record["failure"]]
-            shares = [record["prunable_macs"] for record in records if record["plans"]]
-            rows.append(
-                [
-                    family,
-                    " ".join(record["scale"] for record in records),
-                    str(sum(record["plans"] for record in records)),
-                    f"{max(record['max_abs_error'] for record in records):.0e}",
-                    f"{min(shares):.1%}" if shares else "-",
-                    "; ".join(sorted(locks)) or "-",
-                    f"fails: {' '.join(failed)}" if failed else "",
-                ]
-            )
-        head = ["yaml", "scales", "plans", "max error", "MACs that can go", "locked besides image and outputs", ""]
+        head = [
+            "yaml",
+            "scales",
+            "plans",
+            "max error",
+            "ONNX",
+            "MACs that can go",
+            "locked besides image and outputs",
+            "",
+        ]
+        return render(head, [_row(*one) for one in sorted(families.items())], markdown=markdown) + (
+            ("\n" if markdown else "") + self._in_all()
+        )
+
+    def _in_all(self) -> str:
+        """Return how far the sweep is, what it leaves out, and what stands by an earlier engine."""
         plans = sum(record["plans"] for record in self.records.values())
-        total = f"{len(self.records)} of the case table's {len(all_cases())} models swept so far, {plans} plans.\n"
-        return render(head, rows, markdown=markdown) + ("\n" if markdown else "") + total
+        earlier = [name for name, record in self.records.items() if record["engine"] != engine_hash()]
+        deep = sum(record["plans"] >= least_plans(record["scale"]) for record in self.records.values())
+        return (
+            f"{len(self.records)} of the case table's {len(all_cases())} models, {plans} plans; {deep} models with the "
+            f"{LEAST_PLANS[0]} plans of scales n, t and s or the {LEAST_PLANS[1]} of others; "
+            f"{len(self.records) - len(earlier)} by the present engine, the others by an earlier one. Left out: "
+            f"{', '.join(NEEDS_DOWNLOAD)}, which downloads weights when it is built, and the yamls of tasks that end in "
+            f"{' and '.join(OTHER_TASKS)}.\n"
+        )
+
+
+def _row(family: str, records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the cells of a yaml: one entry a scale where they differ, one for all where they do not."""
+    failed = [record["scale"] or "it" for record in records if record["failure"]]
+    earlier = [record["scale"] or "it" for record in records if record["engine"] != engine_hash()]
+    remarks = [f"fails: {' '.join(failed)}"] if failed else []
+    if earlier:
+        remarks.append("earlier engine" if len(earlier) == len(records) else f"earlier engine: {' '.join(earlier)}")
+    onnx = [record["onnx_max_rel"] for record in records if record["onnx_max_rel"] is not None]
+    return [
+        family,
+        " ".join(record["scale"] for record in records),
+        _in_turn(str(record["plans"]) for record in records),
+        f"{max(record['max_abs_error'] for record in records):.0e}",
+        f"{max(onnx):.0e}" if onnx else "not exported by the host" if family in NOT_EXPORTED else "a top-k list",
+        _in_turn(f"{record['prunable_macs']:.1%}" if record["plans"] else "-" for record in records),
+        "; ".join(sorted(set().union(*(record["locks"] for record in records)))) or "-",
+        "; ".join(remarks),
+    ]
+
+
+def _in_turn(texts: Iterable[str]) -> str:
+    """Return texts in a row, or the one that they all are."""
+    listed = list(texts)
+    return listed[0] if len(set(listed)) == 1 else " ".join(listed)
+
+
+def least_plans(scale: str) -> int:
+    """Return how many plans a model of a scale is to be proven by."""
+    return LEAST_PLANS[0] if scale in ("n", "t", "s") else LEAST_PLANS[1]
 
 
 def sweep_model(case: Case, plans: int, before: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -141,6 +180,7 @@ def sweep_model(case: Case, plans: int, before: dict[str, Any] | None = None) ->
         model = build_lively(case.source)
         graph = trace_model(model)
         record |= describe(graph)
+        require_response(model, trace_side(model))
         proofs = verifier(model, graph)
         spared = without_gradient(copy.deepcopy(model), trace_side(model))
         for seed in range(record["plans"], plans):
@@ -187,11 +227,11 @@ def _without_place(lock: str) -> str:
 
 
 def without_gradient(model: Any, side_px: int) -> set[str]:
-    """Run one forward and backward pass in training mode and return the parameters that it does not reach."""
+    """Run one forward and backward pass in training mode and return the parameters that it does not reach, or by 0."""
     trained = model.train().requires_grad_(True)
     outputs = [leaf for leaf in tree_leaves(trained(torch.rand(2, 3, side_px, side_px))) if _differentiable(leaf)]
     torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
-    unreached = {name for name, tensor in trained.named_parameters() if tensor.grad is None}
+    unreached = {name for name, tensor in trained.named_parameters() if tensor.grad is None or not tensor.grad.any()}
     model.zero_grad(set_to_none=True)
     model.eval()
     return unreached
@@ -199,6 +239,24 @@ def without_gradient(model: Any, side_px: int) -> set[str]:
 
 def _differentiable(leaf: object) -> bool:
     return isinstance(leaf, torch.Tensor) and leaf.requires_grad
+
+
+def require_response(model: Any, side_px: int) -> None:
+    """Refuse a model of which some row of an output (a class, a side of a box) is the same for every image.
+
+    Raises:
+        VerificationError: Agreement there would prove nothing.
+    """
+    images = torch.rand(2, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        answer: Any = model.eval()(images)
+    for number, leaf in enumerate(tree_leaves(answer[0] if isinstance(answer, tuple) else answer)):
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.dim() > 1:
+            change = (leaf[0] - leaf[1]).abs().flatten(1).amax(dim=1) if leaf.dim() > 2 else (leaf[0] - leaf[1]).abs()
+            if not bool((change > 0).all()):
+                raise VerificationError(
+                    f"{int((change == 0).sum())} rows of output {number} are the same for two images", expected="none"
+                )
 
 
 def require_gradients(slim: Any, side_px: int, spared: set[str]) -> None:
