@@ -16,8 +16,8 @@ CASES = {case.name: case for case in all_cases()}
 PLANS = {
     "yolov3-tiny": 3, "yolov3-spp": 1, "yolov5n": 2, "yolov6n": 2, "yolov8n-ghost": 2, "yolov8n-world": 3,
     "yolov8n-pose-p6": 2, "yolov8n-cls-resnet101": 1, "yolov8-mobilenetv3": 2, "yolov9t": 2, "yolov9e-seg": 1,
-    "yolov10n": 3, "yolo12n-obb": 3, "yolo26n-obb": 3, "yolo26n-pose": 2, "yolo26n-seg": 2, "yoloe-11n": 3,
-    "yoloe-11n-seg": 1, "yoloe-26n-seg": 1, "rtdetr-l": 1,
+    "yolov10n": 3, "yolo12n-obb": 3, "yolo12l": 1, "yolov8-resnet18": 2, "yolo26n-obb": 3, "yolo26n-pose": 2,
+    "yolo26n-seg": 2, "yoloe-11n": 3, "yoloe-11n-seg": 1, "yoloe-26n-seg": 1, "rtdetr-l": 1,
 }  # fmt: skip
 """Plans of each model of the sample; the third takes whole heads of attention."""
 

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 import sys
 import tempfile
 import time
@@ -122,7 +123,7 @@ class Coverage:
             f"{len(self.records)} of the case table's {len(all_cases())} models, {plans} plans; {deep} models with the "
             f"{LEAST_PLANS[0]} plans of scales n, t and s or the {LEAST_PLANS[1]} of others; "
             f"{len(self.records) - len(earlier)} by the present engine, the others by an earlier one. Left out: "
-            f"{', '.join(NEEDS_DOWNLOAD)}, which downloads weights when it is built, and the yamls of tasks that end in "
+            f"{', '.join(NEEDS_DOWNLOAD)}, which downloads weights when it is built, and yamls of other tasks: "
             f"{' and '.join(OTHER_TASKS)}.\n"
         )
 
@@ -141,7 +142,7 @@ def _row(family: str, records: Sequence[dict[str, Any]]) -> list[str]:
         _in_turn(str(record["plans"]) for record in records),
         f"{max(record['max_abs_error'] for record in records):.0e}",
         f"{max(onnx):.0e}" if onnx else "not exported by the host" if family in NOT_EXPORTED else "a top-k list",
-        _in_turn(f"{record['prunable_macs']:.1%}" if record["plans"] else "-" for record in records),
+        _in_turn(f"{record['prunable_macs']:.2%}" if record["plans"] else "-" for record in records),
         "; ".join(sorted(set().union(*(record["locks"] for record in records)))) or "-",
         "; ".join(remarks),
     ]
@@ -223,7 +224,7 @@ EXPECTED_LOCKS = (
 
 def _without_place(lock: str) -> str:
     """Return a reason without the module that it names, so that a table can count it."""
-    return lock.split(" in model.")[0]
+    return re.sub(r"^model\.\d+\.(\w+)\..* was never traced", r"\1 was never traced", lock.split(" in model.")[0])
 
 
 def without_gradient(model: Any, side_px: int) -> set[str]:
