@@ -229,6 +229,18 @@ class TestCommand:
         assert "cannot write" in refused("inspect", "model=yolov8n.yaml", "picture=file/graph.html")
 
 
+def test_the_table_says_of_every_group_why_it_is_locked_or_tied(command):
+    shown = command("inspect", "model=yolo11n.yaml").out
+    notes = dict(re.findall(r"^((?:locked|tied) \d+): (.+)$", shown, flags=re.MULTILINE))
+    assert notes["tied 1"] == "equal split in model.2"
+    assert "reaches the model's output" in " ".join(notes.values())
+    rows = {line.split()[0]: line for line in shown.splitlines() if line.startswith("model.")}
+    assert "tied 1 " in rows["model.2.cv1.conv#1"]
+    states = [re.search(r" (free|locked \d+|tied \d+(?:, \d+)*) ", line)[1] for line in rows.values()]
+    named = {f"{state.split()[0]} {number}" for state in states for number in re.findall(r"\d+", state)}
+    assert named == set(notes)  # each reason belongs to a row
+
+
 class Softened(nn.Module):
     """An operator without a rule touches a (free otherwise) or only what leaves the model anyway."""
 

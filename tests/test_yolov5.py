@@ -79,6 +79,18 @@ def budget_of(runs: Path) -> float:
 
 
 @pytest.mark.slow
+def test_inspect_shows_its_groups(dense_classic, tmp_path, capsys):
+    picture = tmp_path / "graph.html"
+    words = ["yolov5", "inspect", "--pypi", "--weights", str(dense_classic), "--imgsz", "64", "--picture", str(picture)]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "model.24.m.0" in shown
+    assert "of the MACs can be pruned" in shown
+    assert "model.24.m.0" in picture.read_text()
+    assert main(["inspect", f"model={dense_classic}"]) == 2
+    assert "`yolo-prune yolov5`" in capsys.readouterr().err
+
+
 class TestSparsity:
     def test_scales_of_prunable_groups_move_by_the_budget(self, runs):
         """L1 does not move gamma (ZJU-lishuang/yolov5_prune#10): here it moves by s times the sum of learning rates."""

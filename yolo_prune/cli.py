@@ -182,7 +182,7 @@ VERBS: dict[str, Verb] = {
     "report": Verb(summary="one HTML page of a run: figures, plots, detections, provenance", load=_report),
     "compare": Verb(summary="one table and page of several runs and their controls", load=_compare),
     "yolov5": Verb(
-        summary="classic YOLOv5: train, prune, val, detect, export with --flag value", load=_yolov5, flags=True
+        summary="classic YOLOv5: train, inspect, prune, val, detect, export with --flag value", load=_yolov5, flags=True
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,20 +52,22 @@ class Inspection:
         return asdict(self)
 
     def table(self) -> str:
-        """Return the groups, then what is locked and why."""
+        """Return the groups, then, by the numbers that their rows name, why some are locked or tied."""
+        channels = Counter[str]()
+        for row in self.rows:
+            channels[row.lock] += row.width
+        locks = {reason: number for number, reason in enumerate(filter(None, channels), start=1)}
+        places = dict.fromkeys(tie for row in self.rows for tie in row.ties)
+        ties = {tie: number for number, tie in enumerate(places, start=1)}
         cells = [
             [row.name, str(row.width), str(len(row.tensors())), quantity(row.macs_per_channel),
-             quantity(row.params_per_channel), row.state, shortened(row.layers(), at_most=3)]
+             quantity(row.params_per_channel), _state(row, locks, ties), shortened(row.layers(), at_most=3)]
             for row in self.rows
         ]  # fmt: skip
         columns = ["channel group", "width", "tensors", "MACs/channel", "params/channel", "may be cut", "members"]
         lines = [render(columns, cells, words=["members"]), f"{self.totals()}\n"]
-        reasons = Counter[str]()
-        for row in self.rows:
-            reasons[row.lock] += row.width
-        lines += [f"locked: {reason} (channels: {count})\n" for reason, count in reasons.items() if reason]
-        ties = dict.fromkeys(tie for row in self.rows for tie in row.ties)
-        lines += [f"tied: {tie}\n" for tie in ties]
+        lines += [f"locked {number}: {reason} (channels: {channels[reason]})\n" for reason, number in locks.items()]
+        lines += [f"tied {number}: {tie}\n" for tie, number in ties.items()]
         lines += self._without_rule()
         lines += [f"never traced: {name}\n" for name in self.untraced_parameters]
         lines += [f"picture: {self.picture}\n"] if self.picture else []
@@ -86,6 +89,13 @@ class Inspection:
         ]
 
 
+def _state(row: GroupRow, locks: Mapping[str, int], ties: Mapping[str, int]) -> str:
+    """Return whether a group may be cut, with the numbers of the reasons why not, or not alone."""
+    if row.lock:
+        return f"{row.state} {locks[row.lock]}"
+    return " ".join([row.state, ", ".join(str(ties[tie]) for tie in dict.fromkeys(row.ties))]).strip()
+
+
 def inspect(config: InspectConfig) -> Inspection:
     """Trace a model and describe its channel groups; draw them if asked for.
 
@@ -95,7 +105,15 @@ def inspect(config: InspectConfig) -> Inspection:
     require_new_outputs({"picture": config.picture, "json": config.json})
     model: Any = load_model(config.model)
     require_imgsz(config.imgsz, stride=int(model.stride.max()))
-    graph = trace_model(model)
+    return inspection_of(model, trace_model(model), config)
+
+
+def inspection_of(model: Any, graph: ChannelGraph, config: InspectConfig) -> Inspection:
+    """Describe the channel groups of a traced model; draw them if asked for.
+
+    Raises:
+        OutputError: The picture cannot be written.
+    """
     widths = graph.widths()
     inspection = Inspection(
         model=config.model,

@@ -10,12 +10,15 @@ from typing import Any
 
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.errors import ConfigError
+from yolo_prune.files import require_new_outputs
 from yolo_prune.flags import parse_flags
+from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.yolov5 import checkpoints, surgery
 from yolo_prune.hosts.yolov5.scripts import run_script
 from yolo_prune.hosts.yolov5.source import Classic, installed, repository
 from yolo_prune.hosts.yolov5.trainer import train
 from yolo_prune.methods.slimming.strength import MODES, SCHEDULES, Sparsity, strength_of
+from yolo_prune.pipeline.inspect import InspectConfig, Inspection, inspection_of
 from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.pipeline.pruning import PruneResult, PruningHost, prune_with
 from yolo_prune.report.scales import draw_scales
@@ -43,6 +46,11 @@ class ClassicTrainConfig(CodeConfig):
 @dataclass(kw_only=True)
 class ClassicPruneConfig(CodeConfig, PruneConfig):
     """Flags of `yolov5 prune`."""
+
+
+@dataclass(kw_only=True)
+class ClassicInspectConfig(CodeConfig, InspectConfig):
+    """Flags of `yolov5 inspect`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +90,7 @@ def classic_prune(config: ClassicPruneConfig, words: Sequence[str]) -> PruneResu
     Raises:
         YoloPruneError: Bad input (nothing is written), or a proof that failed (nothing is written).
     """
-    if words:
-        raise ConfigError(f"unknown flag '{words[0]}'", expected="flags that --help lists")
+    _require_none(words)
     classic = code_of(config)
     host = PruningHost(
         read=partial(checkpoints.read_checkpoint, classic),
@@ -93,6 +100,29 @@ def classic_prune(config: ClassicPruneConfig, words: Sequence[str]) -> PruneResu
         write=checkpoints.write_slim,
     )
     return prune_with(host, config)
+
+
+def classic_inspect(config: ClassicInspectConfig, words: Sequence[str]) -> Inspection:
+    """Trace a classic checkpoint and describe its channel groups.
+
+    Raises:
+        YoloPruneError: Bad input.
+    """
+    _require_none(words)
+    require_new_outputs({"picture": config.picture, "json": config.json})
+    model: Any = checkpoints.read_checkpoint(code_of(config), Path(config.model)).model
+    require_imgsz(config.imgsz, stride=int(model.stride.max()))
+    return inspection_of(model, surgery.trace_model(model), config)
+
+
+def _require_none(words: Sequence[str]) -> None:
+    """Refuse flags that are none of ours, where no script takes them.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    if words:
+        raise ConfigError(f"unknown flag '{words[0]}'", expected="flags that --help lists")
 
 
 def classic_script(name: str, config: CodeConfig, words: Sequence[str]) -> ClassicRun:
@@ -107,6 +137,7 @@ def classic_script(name: str, config: CodeConfig, words: Sequence[str]) -> Class
 
 SUBCOMMANDS: dict[str, tuple[str, Any, Callable[..., Any]]] = {
     "train": ("its train.py, with --sparsity, and with slim --weights", ClassicTrainConfig, classic_train),
+    "inspect": ("channel groups: what may be cut, what not and why", ClassicInspectConfig, classic_inspect),
     "prune": ("write a slim, verified checkpoint", ClassicPruneConfig, classic_prune),
     "val": ("its val.py", CodeConfig, partial(classic_script, "val")),
     "detect": ("its detect.py", CodeConfig, partial(classic_script, "detect")),
@@ -125,7 +156,8 @@ def read_words(words: Sequence[str]) -> tuple[Callable[..., Any], Any, list[str]
         raise ConfigError("no subcommand of yolov5", expected=f"one of: {', '.join(SUBCOMMANDS)}")
     require_choice("subcommand of yolov5", words[0], SUBCOMMANDS)
     summary, schema, work = SUBCOMMANDS[words[0]]
-    passed_on = "" if schema is ClassicPruneConfig else "; every flag of the script itself is passed on to it"
+    ours = schema in (ClassicPruneConfig, ClassicInspectConfig)
+    passed_on = "" if ours else "; every flag of the script itself is passed on to it"
     config, rest = parse_flags(
         schema,
         words[1:],

@@ -272,6 +272,8 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or first_line(error)
     foreign = re.search(r"GLOBAL (\S+)", f"{error} {error.__cause__}")
+    if foreign and foreign[1].startswith(("models.yolo.", "yolov5.")):
+        return f"it names '{foreign[1]}': it is classic YOLOv5's, for which there is `yolo-prune yolov5`"
     if foreign:
         return f"it names '{foreign[1]}', which belongs to neither torch nor Ultralytics"
     with path.open("rb") as stream:
