@@ -20,6 +20,7 @@ from pathlib import Path
 
 from engine_figures import AS_IT_IS, OURS, SPLIT, EngineFigures, failure
 from measured_job import Job, Outcome, outcome_of
+from source import engine_hash
 
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, setting
@@ -65,7 +66,9 @@ def bench(config: BenchConfig) -> EngineFigures:
                 print(f"[{turn + 1}/{config.repeats}] {name}, {side}: {said}", file=sys.stderr, flush=True)
     packages = ("torch", "ultralytics", *(["torch-pruning"] if config.peer else []))
     machine = describe_machine({package: version(package) for package in packages})
-    return EngineFigures(machine=dataclasses.asdict(machine), threads=config.threads, models=models)
+    return EngineFigures(
+        machine=dataclasses.asdict(machine), threads=config.threads, models=models, engine=engine_hash()
+    )
 
 
 def due(sides: dict[str, list[Outcome]], *, peer: bool) -> Iterator[str]:

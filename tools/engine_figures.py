@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from measured_job import Outcome
+from source import engine_hash
 
 from yolo_prune.report import render
 
@@ -28,11 +29,13 @@ class EngineFigures:
         machine: What they were measured on; see `export.machine.Machine`.
         threads: Threads of torch.
         models: By model and side, one outcome a turn; see `measured_job.Outcome`.
+        engine: Hash of the engine's code; empty in records of earlier ones.
     """
 
     machine: dict[str, Any]
     threads: int
     models: dict[str, dict[str, list[Outcome]]]
+    engine: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain values."""
@@ -49,7 +52,8 @@ class EngineFigures:
         turns = max(len(runs) for sides in self.models.values() for runs in sides.values())
         versions = ", ".join(f"{name} {version}" for name, version in self.machine["runtimes"].items())
         return (
-            f"Interleaved runs, medians of {turns}; torch threads: {self.threads}; {self.machine['cpu']}; {versions}."
+            f"Interleaved runs, medians of {turns}; torch threads: {self.threads}; {self.machine['cpu']}; {versions}"
+            f"{'.' if self.engine == engine_hash() else '; an earlier version of the engine.'}"
         )
 
 

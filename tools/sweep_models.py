@@ -12,11 +12,8 @@ with other code of the engine are swept again. Several sweeps can share a folder
 
 from __future__ import annotations
 
-import ast
 import copy
 import dataclasses
-import functools
-import hashlib
 import json
 import re
 import sys
@@ -33,7 +30,7 @@ import torch
 from fresh_process import STOCK
 from model_cases import NEEDS_DOWNLOAD, OTHER_TASKS, ROOT, Case, all_cases, build_lively
 from random_plans import random_keep
-from source import code_of
+from source import engine_hash
 from torch.utils._pytree import tree_leaves
 from ultralytics.utils import LOGGER
 
@@ -65,11 +62,6 @@ RECORD = ROOT / "tools" / "records" / "coverage.json"
 
 LEAST_PLANS = (200, 20)
 """Random plans of scales n, t and s, and of the others."""
-
-ENGINE = ("channels", "allocation/constraints.py", "allocation/coupled.py", "allocation/ladders.py", "surgery/apply.py",
-          "surgery/copying.py", "surgery/mask.py", "surgery/verify.py", "hosts/ultralytics/blocks.py",
-          "hosts/ultralytics/surgery.py")  # fmt: skip
-"""The code that decides what can be pruned and how, and the proof."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -343,17 +335,6 @@ def _require_stock_agrees(checkpoint: Path, slim: Any, image: torch.Tensor) -> N
     found = torch.load(checkpoint.with_suffix(".out"))
     if not all(torch.equal(one, other) for one, other in zip(expected, found, strict=True)):
         raise ParityError("stock Ultralytics gives other outputs", expected="the same, bit for bit")
-
-
-@functools.cache
-def engine_hash() -> str:
-    """Return a hash of the code that decides what is pruned and how, without its comments and docstrings."""
-    digest = hashlib.sha256()
-    for place in ENGINE:
-        path = ROOT / "yolo_prune" / place
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(ast.dump(code_of(file.read_bytes())).encode())
-    return digest.hexdigest()[:12]
 
 
 def sweep(config: SweepConfig) -> Coverage:
