@@ -40,6 +40,8 @@ class Host:
             square root of the kept share, because the forward divides by the root of their number.
         training_only: Whether a submodule path is dropped or merged before deployment, so that it costs no MACs.
         apart: Whether a submodule path, if no forward runs it, is known to read no channel of the network.
+        areal: Whether a submodule path works on rows of all cells of several maps: their number grows with the image's
+            area, which such a row does not show.
     """
 
     outputs: Callable[[Any], Any] = lambda result: result
@@ -49,6 +51,7 @@ class Host:
     rescaled: Callable[[nn.Module], Sequence[tuple[Sequence[str], Sequence[int]]]] = lambda _module: ()
     training_only: Callable[[str], bool] = lambda _path: False
     apart: Callable[[str], bool] = lambda _path: False
+    areal: Callable[[str], bool] = lambda _path: False
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ def forward_unchanged(
     """
     modules = list(model.modules())
     with _left_untouched(modules), torch.no_grad():
-        for module in modules:
-            module.training = training and not isinstance(module, (_NormBase, _DropoutNd))
+        for module in modules:  # past torch's own setter, which looks for parameters first
+            vars(module)["training"] = training and not isinstance(module, (_NormBase, _DropoutNd))
         with contextlib.ExitStack() as stack:
             for mode in modes:
                 stack.enter_context(mode)

@@ -128,6 +128,8 @@ class LabelTracer(TorchDispatchMode):
             name = self.facts.names.get(id(argument))
             return self._values[id(argument)].number if name is None else name
         if isinstance(argument, (list, tuple)):
+            if argument and type(argument[0]) is int:  # strides, paddings: ATen's lists hold one type each
+                return tuple(argument)
             return tuple(map(self._signed, argument))
         return type(argument), argument
 
@@ -145,10 +147,11 @@ def _tensors_in(values: Iterable[Any]) -> list[Tensor]:
     """Return the tensors of an operator's arguments: it takes lists at most (torch's tree walk is ten times slower)."""
     found: list[Tensor] = []
     for value in values:
-        if isinstance(value, Tensor):
+        kind = type(value)
+        if kind is list or kind is tuple:
+            found += () if value and type(value[0]) is int else _tensors_in(value)
+        elif isinstance(value, Tensor):
             found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += _tensors_in(value)
     return found
 
 

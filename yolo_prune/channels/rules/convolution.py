@@ -42,7 +42,7 @@ def _area_power(facts: Facts, plane: Sequence[int]) -> int | None:
         return 0  # a trace image spans at least two cells of the coarsest map
     strides = [image / own for image, own in zip(facts.image, plane, strict=False)]
     alike = len(plane) == len(facts.image) and max(strides) < 2.0 * min(strides)
-    return 1 if alike and not facts.fixed_planes else None
+    return 1 if (alike and not facts.fixed_planes) or facts.host.areal(facts.path()) else None
 
 
 def _grouped(facts: Facts, name: str, inputs: Tensor, width: int, groups: int, *, transposed: bool) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from ultralytics.nn.modules.block import (
     C2PSA,
+    DFL,
     PSA,
     AAttn,
     ADown,
@@ -128,6 +129,9 @@ HEADS: tuple[type[nn.Module], ...] = (Attention, AAttn)
 APART: tuple[type[nn.Module], ...] = (RealNVP,)
 """Modules that only the loss runs and that read none of the network's channels."""
 
+AREAL: tuple[type[nn.Module], ...] = (DFL,)
+"""Modules that work on the boxes of all cells of all maps, in one row."""
+
 MERGED: dict[type[nn.Module], Sequence[str]] = {
     RepConv: ["conv2"],  # the 1x1 branch becomes part of the 3x3 kernel
     RepVGGDW: ["conv1"],  # the 3x3 branch becomes part of the 7x7 kernel
@@ -158,7 +162,9 @@ def host_for(model: nn.Module) -> Host:
     """Describe a model of this host to the tracer."""
     modules = list(model.named_modules())
     dropped = tuple(f"{path}." for path in _training_only(modules))
-    apart = tuple(f"{path}." for path, module in modules if isinstance(module, APART))
+    apart, areal = (
+        tuple(f"{path}." for path, module in modules if isinstance(module, kinds)) for kinds in (APART, AREAL)
+    )
     return Host(
         outputs=raw_outputs,
         resizes=lambda module: isinstance(module, tuple(REREAD)),
@@ -171,6 +177,7 @@ def host_for(model: nn.Module) -> Host:
             for entries in heads(module)
         ],
         apart=lambda path: f"{path}.".startswith(apart),
+        areal=lambda path: f"{path}.".startswith(areal),
         training_only=lambda path: f"{path}.".startswith(dropped),
     )
 
