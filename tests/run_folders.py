@@ -85,6 +85,11 @@ CANDIDATES = [
     for number, score in enumerate((0.1234, 0.2345, 0.1999, 0.3111))
 ]  # fmt: skip
 
+PREDICTED = {
+    "measured_on": "ncnn, 320 px, 2 threads", "cpu": "a processor",
+    "fractions": [[candidate["number"], 0.5 + 0.01 * candidate["number"]] for candidate in CANDIDATES],
+}  # fmt: skip
+
 TUNED = [
     {"recalibrated": 0.11, "as_pruned": 0.02, "fine_tuned": 0.41},
     {"recalibrated": 0.22, "as_pruned": 0.01, "fine_tuned": 0.44},
@@ -132,5 +137,6 @@ def run_folder(folder: Path, **settings: Any) -> Path:
 def whole_run(folder: Path) -> tuple[Path, list[str]]:
     """Write a run with everything; return its folder and the further words that `report` needs."""
     write_lines(folder / "search" / "candidates.jsonl", CANDIDATES)
+    write(folder / "search" / "latencies.json", PREDICTED)
     tuned = write_lines(folder / "tuned.jsonl", TUNED)
     return run_folder(folder), [f"search={folder / 'search'}", f"correlation={tuned}"]

@@ -95,7 +95,7 @@ class TestPage:
     def test_every_plot_has_a_name_and_a_description(self, page, tmp_path):
         folder, words = whole_run(tmp_path / "run")
         drawings = page(folder, *words).all("svg")
-        assert len(drawings) == 7
+        assert len(drawings) == 8
         assert all(values["role"] == "img" and len(values["aria-labelledby"].split()) == 2 for values in drawings)
 
     def test_is_the_same_for_the_same_records(self, page, tmp_path):

@@ -11,6 +11,7 @@ from run_folders import (
     CANDIDATES,
     COSTS,
     EVALUATIONS,
+    PREDICTED,
     SETTINGS,
     SPARSITY,
     SUMMARY,
@@ -112,9 +113,7 @@ class TestSearch:
     def test_latencies_that_a_profile_predicted_are_shown(self, page, tmp_path):
         folder = run_folder(tmp_path / "run", prune={"plan": str(tmp_path / "search" / "best.json")})
         write_lines(tmp_path / "search" / "candidates.jsonl", CANDIDATES)
-        fractions = [[line["number"], 0.5 + 0.01 * line["number"]] for line in CANDIDATES]
-        record = {"measured_on": "ncnn, 320 px, 2 threads", "cpu": "a processor", "fractions": fractions}
-        write(tmp_path / "search" / "latencies.json", record)
+        write(tmp_path / "search" / "latencies.json", PREDICTED)
         found, _ = page(folder)
         assert "ncnn, 320 px, 2 threads, a processor" in found.text()
         assert "53.0%" in found.text()
