@@ -220,14 +220,21 @@ def _without_place(lock: str) -> str:
 
 
 def without_gradient(model: Any, side_px: int) -> set[str]:
-    """Run one forward and backward pass in training mode and return the parameters that it does not reach, or by 0."""
+    """Run one forward and backward pass in training mode and return the parameters that it does not reach.
+
+    A weight whose gradient is 0 throughout counts as well. A shift may have such a one: the next norm takes it away.
+    """
     trained = model.train().requires_grad_(True)
     outputs = [leaf for leaf in tree_leaves(trained(torch.rand(2, 3, side_px, side_px))) if _differentiable(leaf)]
     torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
-    unreached = {name for name, tensor in trained.named_parameters() if tensor.grad is None or not tensor.grad.any()}
+    unreached = {name for name, tensor in trained.named_parameters() if _unreached(tensor)}
     model.zero_grad(set_to_none=True)
     model.eval()
     return unreached
+
+
+def _unreached(tensor: torch.Tensor) -> bool:
+    return tensor.grad is None or (tensor.dim() > 1 and not bool(tensor.grad.any()))
 
 
 def _differentiable(leaf: object) -> bool:
