@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import sweep_models
 import yaml
-from model_cases import Case, all_cases
+from model_cases import Case, all_cases, build_lively
+from random_plans import random_keep
 from sweep_models import TOLERANCE as ONNX_TOLERANCE
-from sweep_models import Coverage, sweep_model
+from sweep_models import Coverage, require_gradients, sweep_model, without_gradient
 
 from yolo_prune.channels import BoolArray, ChannelGraph
+from yolo_prune.errors import VerificationError
+from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, trace_side
 from yolo_prune.surgery import TOLERANCE
 
 CASES = {case.name: case for case in all_cases()}
@@ -72,6 +77,21 @@ def test_a_failure_is_a_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> Non
     record = sweep_model(CASES["yolov8n"], 2)
     assert record["failure"] == "ValueError: no yolov8n.yaml"
     assert "fails: n" in Coverage(records={"yolov8n": record}).table()
+
+
+def test_a_gradient_may_be_missing_only_where_the_silenced_model_has_none_either() -> None:
+    """Its fifth plan leaves a squeeze of channels that are all below 0, so that a ReLU lets no gradient through."""
+    model = build_lively(CASES["yolov8-mobilenetv3"].source)
+    graph = trace_model(model)
+    keep = random_keep(graph, 4)
+    slim = slim_copy(model, graph, keep)
+    spared = without_gradient(copy.deepcopy(model), trace_side(model))
+    squeeze = {f"model.0.m.1.block.1.{name}.weight" for name in ("fc1", "fc2")}
+    assert without_gradient(slim, trace_side(model)) - spared == squeeze
+    require_gradients(model, graph, keep, slim, spared=spared)
+    slim.model[-1].cv2[0][0].register_forward_hook(lambda _module, _inputs, output: output.detach())
+    with pytest.raises(VerificationError, match=r"parameters got no gradient, first 'model\.17\.cv2\.0\.0"):
+        require_gradients(model, graph, keep, slim, spared=spared)
 
 
 def test_more_plans_go_on_from_those_that_are_proven(monkeypatch: pytest.MonkeyPatch) -> None:

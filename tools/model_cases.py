@@ -105,7 +105,11 @@ def prompt(model: Any) -> None:
 
 
 def enliven(model: Any) -> None:
-    """Give norms random scales and shifts and, one forward long, measure their statistics anew, in place."""
+    """Give norms random scales and shifts and, one forward long, measure their statistics anew, in place.
+
+    Four cells a side are left of the image on the coarsest map: with fewer, the statistics of so few values do not hold
+    for another image, activations grow from norm to norm, and scores close to exactly 0 and 1.
+    """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -113,7 +117,8 @@ def enliven(model: Any) -> None:
         norm.momentum = None
     model.train()
     with torch.no_grad():
-        model(torch.rand(2, 3, 160, 160) if hasattr(model.model[-1], "num_queries") else torch.rand(2, 3, 128, 128))
+        side = 160 if hasattr(model.model[-1], "num_queries") else 4 * max(32, int(model.stride.max()))
+        model(torch.rand(2, 3, side, side))
     for norm in norms:
         norm.momentum = 0.03
         norm.num_batches_tracked = torch.tensor(0)

@@ -48,6 +48,7 @@ from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, trace_s
 from yolo_prune.pipeline.inspect import prunable_macs_share
 from yolo_prune.plan import plan_from_keep
 from yolo_prune.report import render
+from yolo_prune.surgery.mask import silence
 
 TOLERANCE = 1e-3
 """Largest allowed difference between ONNX Runtime and PyTorch, as a fraction of the scale of a row of the output."""
@@ -181,7 +182,7 @@ def sweep_model(case: Case, plans: int, before: dict[str, Any] | None = None) ->
             slim = slim_copy(model, graph, keep)
             proof = proofs.verify(slim, keep).require()
             record["max_abs_error"] = max(record["max_abs_error"], proof.max_abs_error)
-            require_gradients(slim, trace_side(model), spared)
+            require_gradients(model, graph, keep, slim, spared=spared)
             if seed == 0:
                 record["onnx_max_rel"] = deploy(case, model, graph, keep, slim)
             record["plans"] += 1
@@ -225,7 +226,8 @@ def without_gradient(model: Any, side_px: int) -> set[str]:
     A weight whose gradient is 0 throughout counts as well. A shift may have such a one: the next norm takes it away.
     """
     trained = model.train().requires_grad_(True)
-    outputs = [leaf for leaf in tree_leaves(trained(torch.rand(2, 3, side_px, side_px))) if _differentiable(leaf)]
+    images = torch.rand(2, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
+    outputs = [leaf for leaf in tree_leaves(trained(images)) if _differentiable(leaf)]
     torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
     unreached = {name for name, tensor in trained.named_parameters() if _unreached(tensor)}
     model.zero_grad(set_to_none=True)
@@ -259,13 +261,26 @@ def require_response(model: Any, side_px: int) -> None:
                 )
 
 
-def require_gradients(slim: Any, side_px: int, spared: set[str]) -> None:
-    """Refuse a slim model in which a backward pass misses parameters that it reaches in the dense one.
+def require_gradients(model: Any, graph: ChannelGraph, keep: BoolArray, slim: Any, *, spared: set[str]) -> None:
+    """Refuse a slim model in which a backward pass misses parameters that it reaches in the silenced one.
+
+    Of few channels behind a ReLU all may be below 0 for these images: then they are in the silenced model as well.
+
+    Args:
+        model: The dense model.
+        graph: Its channel graph.
+        keep: Keep mask, shape (channels,).
+        slim: What was cut by it.
+        spared: Parameters that are missed in the dense model.
 
     Raises:
         VerificationError: A parameter got no gradient.
     """
-    missed = sorted(without_gradient(slim, side_px) - spared)
+    missed = sorted(without_gradient(slim, trace_side(model)) - spared)
+    if missed:
+        silenced = copy.deepcopy(model)
+        silence(silenced, graph, keep)
+        missed = sorted(set(missed) - without_gradient(silenced, trace_side(model)))
     if missed:
         raise VerificationError(f"{len(missed)} parameters got no gradient, first '{missed[0]}'", expected="all")
 
