@@ -93,6 +93,18 @@ class Stacked(nn.Module):
         return torch.stack([first, second], self.dim).flatten(1, 2)
 
 
+class Gated(nn.Module):
+    """One channel that all others are multiplied with, or that is added to them."""
+
+    def __init__(self, width: int, operator: Callable[[Tensor, Tensor], Tensor], *, first: bool) -> None:
+        super().__init__()
+        self.gate, self.operator, self.first = nn.Conv2d(width, 1, 1), operator, first
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate(x).sigmoid()
+        return self.operator(gate, x) if self.first else self.operator(x, gate)
+
+
 def _conv(draw, program: Program, source: int) -> int:
     channels, side = program.shapes[source]
     size, stride = draw(st.sampled_from([(1, 1), (3, 1), (3, 2)]))
@@ -199,6 +211,12 @@ def _cut(draw, program: Program, source: int) -> int:
     return last
 
 
+def _gated(draw, program: Program, source: int) -> int:
+    shape = program.shapes[source]
+    operator = draw(st.sampled_from([torch.mul, torch.add, torch.sub]))
+    return program.layer(source, shape, Gated(shape[0], operator, first=draw(st.booleans())))
+
+
 def _shuffle(draw, program: Program, source: int) -> int:  # noqa: ARG001
     """View as two rows of channels, swap, view back; sizes are read from the value."""
     channels = program.shapes[source][0]
@@ -241,6 +259,7 @@ BUILDERS = (
     _activation,
     _pair,
     _cut,
+    _gated,
     _shuffle,
     _parted,
     _stacked,

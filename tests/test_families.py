@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,3 +164,19 @@ def test_stock_tells_what_it_cannot_load_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "image.pth").unlink()
     with pytest.raises(RuntimeError, match="FileNotFoundError"):
         STOCK.load(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["yolov10n", "yolo26n", "yolo26n-pose"])
+def test_a_head_that_answers_one_to_one_is_exact_too(name: str) -> None:
+    """With `end2end` the other twin decodes, so its layers are those that inference runs and is priced by."""
+    model: Any = lively(name)
+    many = trace_model(model).cost.macs_terms
+    model.end2end = True
+    assert model.model[-1].end2end
+    graph = trace_model(model)
+    assert graph.cost.macs_terms != many
+    proofs = verifier(model, graph)
+    for seed in range(3):
+        keep = random_keep(graph, seed)
+        assert proofs.verify(slim_copy(model, graph, keep), keep).require().max_abs_error <= TOLERANCE

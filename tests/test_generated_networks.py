@@ -39,13 +39,13 @@ def partition(graph: ChannelGraph) -> set[tuple[frozenset[tuple[str, int, int]],
 
 
 @EXAMPLES
-@given(programs(), st.integers(0, 2**16), st.sampled_from([None, KNOWING]))
-def test_silenced_equals_sliced_on_any_network(program: Program, seed: int, host: Host | None) -> None:
+@given(programs(), st.integers(0, 2**16), st.sampled_from([None, KNOWING]), st.booleans())
+def test_silenced_equals_sliced_on_any_network(program: Program, seed: int, host: Host | None, reverse: bool) -> None:
     torch.manual_seed(seed)
     for layer in nn.ModuleDict(program.layers).modules():
         if hasattr(layer, "reset_parameters"):
             layer.reset_parameters()
-    model, graph = traced(program, host=host)
+    model, graph = traced(program, host=host, reverse=reverse)
     keep = random_keep(graph, seed)
     assume(not keep.all())
     proof = Verifier(model, graph).verify(apply(model, graph, keep), keep)

@@ -61,7 +61,11 @@ def test_every_wish_becomes_a_mask_that_can_be_applied(constraints: Constraints,
     assert (kept == WidthSolver(graph, constraints, scores=scores).settle(wish)).all()
     heads = {index for tie in graph.ties if tie.rows for index in tie.members()}
     others = [index for index in range(len(kept)) if index not in heads]
-    assert (kept[others] >= np.minimum(constraints.min_channels, graph.widths()[others])).all()
+    blocks = np.ones(len(kept), dtype=int)
+    for tie in graph.ties:
+        blocks[list(tie.members())] = np.maximum(blocks[list(tie.members())], tie.blocks)
+    fewest = np.ceil(constraints.min_channels / blocks)
+    assert (kept[others] >= np.minimum(fewest, graph.widths())[others]).all()
     gone = graph.widths()[others] - kept[others]
     assert (gone <= graph.widths()[others] * constraints.max_fraction + 1e-6).all()
     for tie in graph.ties:
@@ -183,3 +187,18 @@ def test_a_target_that_ties_and_floors_forbid_is_refused_with_the_smallest_one()
 def test_an_unknown_way_with_attention_is_refused() -> None:
     with pytest.raises(ConfigError, match="attention=half"):
         Constraints(attention="half")
+
+
+def test_floors_and_multiples_of_a_grouped_convolution_count_over_its_groups() -> None:
+    """32 groups of 4 channels each, as in a ResNeXt: no group alone could keep 8, or a multiple of 8."""
+    torch.manual_seed(0)
+    grouped = torch.nn.Conv2d(128, 128, 3, padding=1, groups=32)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 128, 1), grouped, torch.nn.Conv2d(128, 2, 1))
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    solver = WidthSolver(graph, Constraints(min_channels=8, max_fraction=0.9, round_to=8))
+    for share, each in ((0.0, 1), (0.3, 1), (0.5, 2), (0.8, 3), (1.0, 4)):
+        kept = solver.settle(graph.widths() * share)
+        widths = {graph.groups[index].name.partition("#")[0]: 0 for index in graph.free_groups()}
+        for index in graph.free_groups():
+            widths[graph.groups[index].name.partition("#")[0]] += int(kept[index])
+        assert widths == {"0": 32 * each, "1": 32 * each}

@@ -4,10 +4,11 @@ python tools/sweep_models.py out=runs/sweep [models=[yolov8n,yolo11x-seg]] [plan
 
 Each plan keeps random channels and has to satisfy: |silenced - sliced| <= 1e-9 in fp64 with the structure of training
 and of inference, MACs and parameters counted = predicted (on the fused model), the kept entries bit for bit, and a
-backward pass that reaches every parameter. One slim model of each case is exported to ONNX and compared in ONNX
-Runtime, and loaded by stock Ultralytics where yolo_prune cannot be imported. Every model is a file in `out`: killed,
-the sweep goes on where it stopped, and with a larger number of plans it proves the further ones; models that were swept
-with other code of the engine are swept again. Several sweeps can share a folder (part=1 of=2 beside part=2 of=2).
+backward pass that reaches every parameter. One slim model of each case is fused and compared, exported to ONNX and
+compared in ONNX Runtime, and loaded by stock Ultralytics where yolo_prune cannot be imported. Every model is a file in
+`out`: killed, the sweep goes on where it stopped, and with a larger number of plans it proves the further ones; models
+that were swept with other code of the engine are swept again. Several sweeps can share a folder (part=1 of=2 beside
+part=2 of=2).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from torch.utils._pytree import tree_leaves
 from ultralytics.utils import LOGGER
 
 from yolo_prune.channels import BoolArray, ChannelGraph
+from yolo_prune.channels.facts import IMAGE, OUTPUT
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.device.runtimes import OnnxRuntime
@@ -49,9 +51,13 @@ from yolo_prune.pipeline.inspect import prunable_macs_share
 from yolo_prune.plan import plan_from_keep
 from yolo_prune.report import render
 from yolo_prune.surgery.mask import silence
+from yolo_prune.surgery.verify import max_abs_error
 
 TOLERANCE = 1e-3
 """Largest allowed difference between ONNX Runtime and PyTorch, as a fraction of the scale of a row of the output."""
+
+FUSED_TOLERANCE = 1e-9
+"""Largest change of an output by `fuse()`, in fp64, as a fraction of the largest output above 1."""
 
 TINY = 1e-3
 """Least scale of a row: ONNX Runtime's sigmoid is good to 1e-7, however small its value, such as a faint score."""
@@ -184,6 +190,7 @@ def sweep_model(case: Case, plans: int, before: dict[str, Any] | None = None) ->
             record["max_abs_error"] = max(record["max_abs_error"], proof.max_abs_error)
             require_gradients(model, graph, keep, slim, spared=spared)
             if seed == 0:
+                require_fused_agrees(slim, trace_side(model))
                 record["onnx_max_rel"] = deploy(case, model, graph, keep, slim)
             record["plans"] += 1
     except Exception as error:  # whatever fails is a row of the table
@@ -195,7 +202,7 @@ def describe(graph: ChannelGraph) -> dict[str, Any]:
     """Return what can be pruned of a model and what cannot, and why."""
     locks = Counter[str]()
     for group in graph.groups:
-        if group.lock and group.lock not in EXPECTED_LOCKS:
+        if group.lock and group.lock not in EXPECTED_LOCKS and ".dfl." not in group.name:
             locks[_without_place(group.lock)] += group.width
     return {
         "groups": len(graph.groups),
@@ -207,11 +214,7 @@ def describe(graph: ChannelGraph) -> dict[str, Any]:
     }
 
 
-EXPECTED_LOCKS = (
-    "reaches the model's output",
-    "reads the image or what no rule could follow",
-    "is the only channel of its group",
-)
+EXPECTED_LOCKS = (OUTPUT, IMAGE, "is the only channel of its group")
 """Reasons that every detector has: its image, its outputs, and the decoding of boxes."""
 
 
@@ -252,7 +255,7 @@ def require_response(model: Any, side_px: int) -> None:
     images = torch.rand(2, 3, side_px, side_px, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         answer: Any = model.eval()(images)
-    for number, leaf in enumerate(tree_leaves(answer[0] if isinstance(answer, tuple) else answer)):
+    for number, leaf in enumerate(predictions(answer)):
         if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.dim() > 1:
             change = (leaf[0] - leaf[1]).abs().flatten(1).amax(dim=1) if leaf.dim() > 2 else (leaf[0] - leaf[1]).abs()
             if not bool((change > 0).all()):
@@ -285,6 +288,27 @@ def require_gradients(model: Any, graph: ChannelGraph, keep: BoolArray, slim: An
         raise VerificationError(f"{len(missed)} parameters got no gradient, first '{missed[0]}'", expected="all")
 
 
+def require_fused_agrees(slim: Any, side_px: int) -> None:
+    """Refuse a slim model whose layers, merged for inference, compute something else, in fp64.
+
+    Raises:
+        VerificationError: An output differs by more than rounding.
+    """
+    plain = copy.deepcopy(slim).double().eval()
+    image = torch.rand(1, 3, side_px, side_px, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        expected = predictions(plain(image))
+        found = predictions(plain.fuse(verbose=False)(image))
+    error, scale = max_abs_error(expected, found), max(float(one.abs().max()) for one in expected)
+    if not error <= FUSED_TOLERANCE * max(1.0, scale):
+        raise VerificationError(f"fuse() changes outputs of up to {scale:.1e} by {error:.1e}", expected="rounding")
+
+
+def predictions(answer: Any) -> list[torch.Tensor]:
+    """Return what a model in inference says, without the maps that it tells beside."""
+    return tree_leaves(answer[0] if isinstance(answer, tuple) else answer)
+
+
 def deploy(case: Case, model: Any, graph: ChannelGraph, keep: BoolArray, slim: Any) -> float | None:
     """Write a slim checkpoint, load it in stock Ultralytics alone, export it to ONNX and compare the raw outputs.
 
@@ -314,8 +338,7 @@ def deploy(case: Case, model: Any, graph: ChannelGraph, keep: BoolArray, slim: A
             answer: Any = reference(image)
     if is_end_to_end(reference) or hasattr(reference.model[-1], "num_queries"):  # type: ignore[index]
         return None
-    expected = [leaf.numpy() for leaf in tree_leaves(answer[0] if isinstance(answer, tuple) else answer)]
-    return _compared(expected, found)
+    return _compared([leaf.numpy() for leaf in predictions(answer)], found)
 
 
 def _compared(expected: list[Any], found: list[Any]) -> float:

@@ -72,7 +72,8 @@ class WidthSolver:
         self._scores = np.zeros(graph.channel_count) if scores is None else scores
         self.widths = graph.widths()
         fraction_floor = np.ceil(self.widths * (1.0 - constraints.max_fraction) - 1e-9).astype(np.int64)
-        self._floors = np.minimum(np.maximum(fraction_floor, constraints.min_channels), self.widths)
+        fewest = -(-constraints.min_channels // self._blocks())
+        self._floors = np.minimum(np.maximum(fraction_floor, fewest), self.widths)
         frozen = np.array([bool(group.lock) for group in graph.groups], dtype=bool)
         self.units = self._units(frozen if whole is None else frozen | whole)
         self.component = np.arange(len(self.widths)) + len(self.units)  # groups in no unit stand alone
@@ -116,12 +117,22 @@ class WidthSolver:
                 units.append(ladder(groups[members], span[members], widths[members], floors[members], lots[members]))
         return units
 
+    def _blocks(self) -> IntArray:
+        """Return how many groups of a convolution lie side by side where each group of channels is one; 1 elsewhere."""
+        blocks = np.ones(len(self.widths), dtype=np.int64)
+        for tie in self._graph.ties:
+            if tie.blocks:
+                members = list(tie.members())
+                blocks[members] = np.maximum(blocks[members], tie.blocks)
+        return blocks
+
     def _lots(self, groups: IntArray, ties: list[Tie]) -> IntArray:
-        """Return the multiple for each group: heads lie side by side in one layer, so their sum counts."""
+        """Return the multiple for each group: what lies side by side in one layer, as heads do, counts together."""
         lots = np.full(len(groups), self._constraints.round_to)
         for tie in ties:
-            rows = np.isin(groups, list(tie.members())) & (tie.rows > 0)
-            lots[rows] = self._constraints.round_to // np.gcd(self._constraints.round_to, max(tie.rows, 1))
+            beside = max(tie.rows, tie.blocks, 1)
+            members = np.isin(groups, list(tie.members())) & (beside > 1)
+            lots[members] = self._constraints.round_to // np.gcd(self._constraints.round_to, beside)
         return lots
 
 

@@ -26,12 +26,12 @@ from yolo_prune.channels.graph import (
 )
 
 
-def assemble(facts: Facts, *, imgsz_px: int, powers: Mapping[int, float]) -> ChannelGraph:
+def assemble(facts: Facts, *, image_shape: Sequence[int], powers: Mapping[int, float]) -> ChannelGraph:
     """Solve the facts of a trace.
 
     Args:
         facts: What the trace collected.
-        imgsz_px: Side of the traced image.
+        image_shape: Of the traced image: (1, channels, side, side).
         powers: Growth with the image's area, by call, of the prices whose rule could not know it.
     """
     count, channel_of = _solve(facts)
@@ -48,7 +48,7 @@ def assemble(facts: Facts, *, imgsz_px: int, powers: Mapping[int, float]) -> Cha
         axes=axes,
         groups=groups,
         ties=_group_ties(ties, groups, count),
-        cost=_cost(facts, axes, channel_of, groups, imgsz_px, powers),
+        cost=_cost(facts, axes, channel_of, groups, image_shape[-1], powers),
         rescales=tuple(Rescale(axes=keys, entries=entries) for keys, entries in facts.rescales if keys),
         norms=dict(facts.norms),
         report=TraceReport(
@@ -57,6 +57,7 @@ def assemble(facts: Facts, *, imgsz_px: int, powers: Mapping[int, float]) -> Cha
             untraced_parameters=tuple(name for name in facts.parameters if name not in facts.touched),
         ),
         channel_count=count,
+        image_channels=image_shape[1],
     )
 
 
@@ -77,11 +78,13 @@ class SolvedTie:
         parts: For each part, its channels and how many entries each takes.
         where: Operator and module path.
         rows: See `Tie`.
+        blocks: See `Tie`.
     """
 
     parts: tuple[tuple[IntArray, IntArray], ...]
     where: str
     rows: int
+    blocks: int
 
 
 def _solved_ties(facts: Facts, channel_of: IntArray) -> list[SolvedTie]:
@@ -91,7 +94,9 @@ def _solved_ties(facts: Facts, channel_of: IntArray) -> list[SolvedTie]:
         parts = [np.unique(channel_of[ids], return_counts=True) for ids in tie.parts]
         distinct = {(channels.tobytes(), counts.tobytes()): (channels, counts) for channels, counts in parts}
         if len(distinct) > 1:
-            solved.setdefault(tuple(sorted(distinct)), SolvedTie(tuple(distinct.values()), tie.where, tie.rows))
+            solved.setdefault(
+                tuple(sorted(distinct)), SolvedTie(tuple(distinct.values()), tie.where, tie.rows, tie.blocks)
+            )
     return list(solved.values())
 
 
@@ -207,6 +212,7 @@ def _group_ties(ties: Sequence[SolvedTie], groups: Sequence[ChannelGroup], count
             ),
             where=tie.where,
             rows=tie.rows,
+            blocks=tie.blocks,
         )
         for tie in ties
     )

@@ -24,6 +24,9 @@ from yolo_prune.errors import TraceError
 OUTPUT = "reaches the model's output"
 """Why channels that leave the model are locked."""
 
+IMAGE = "reads the image"
+"""Why the input channels of the first layers are locked."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
@@ -95,11 +98,13 @@ class CountTie:
         parts: Ids of each part; an id may stand in several, or more than once in one.
         where: Operator and module.
         rows: Number of rows of the rectangle whose rows the parts are (see `graph.Tie`); 0 if they are none.
+        blocks: Number of groups of the convolution whose groups the parts are; 0 if they are none.
     """
 
     parts: tuple[IntArray, ...]
     where: str
     rows: int = 0
+    blocks: int = 0
 
 
 class Facts:
@@ -113,12 +118,13 @@ class Facts:
     def __init__(self, model: nn.Module, host: Host) -> None:
         self.host = host
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.parameters, buffers = parameters_and_buffers(model)
-        self.names = {id(tensor): name for name, tensor in (self.parameters | buffers).items()}
+        self.parameters, self.buffers = parameters_and_buffers(model)
+        self.names = {id(tensor): name for name, tensor in (self.parameters | self.buffers).items()}
         self.running = RunningModule(self.modules)
         self.costing = False
         self.image: tuple[int, ...] = ()  # height and width of the traced one
         self.fixed_planes = False  # whether some plane has a size that the image does not decide
+        self.written_split = False  # whether the running split has a size that is written in Python
         self.calls: list[int] = []  # MACs of each priced call of inference
         self.axes: dict[AxisKey, Slices] = {}
         self.id_count = 0
@@ -137,8 +143,9 @@ class Facts:
         self._labels: dict[int, Tensor] = {}
         self._views: dict[int, str] = {}
         self._planes: dict[int, tuple[Tensor, Tensor]] = {}
+        self._images: set[int] = set()
         self._calls: dict[Hashable, int] = {}
-        self._labels_of_calls: dict[int, list[Tensor | None]] = {}
+        self._known_of_calls: dict[int, list[tuple[Tensor | None, str | None]]] = {}
 
     # Where we are ---------------------------------------------------------------------------------------------------
     def path(self) -> str:
@@ -161,15 +168,24 @@ class Facts:
         """Return whether a tensor is one of the model's own, a view of one, or carries labels."""
         return id(tensor) in self.names or id(tensor) in self._labels or id(tensor) in self._views
 
+    def note_image(self, value: Tensor) -> None:
+        """Note that a value is the image, or was made of it without anything of the model's own."""
+        self._images.add(id(value))
+
+    def is_image(self, value: Tensor) -> bool:
+        """Return whether a value is the image, scaled or cut up perhaps, before any layer."""
+        return id(value) in self._images
+
     def forget_value(self, identity: int) -> None:
         """Let go of what is known of a value that is gone: another one may get its id."""
         self._labels.pop(identity, None)
         self._views.pop(identity, None)
+        self._images.discard(identity)
 
     def forget_calls(self) -> None:
         """Let go of what only another forward could use; the solution of the facts needs as much memory."""
         self._calls.clear()
-        self._labels_of_calls.clear()
+        self._known_of_calls.clear()
         self._planes.clear()
 
     # The model's own tensors ----------------------------------------------------------------------------------------
@@ -252,28 +268,36 @@ class Facts:
         return self._calls.setdefault(signature, len(self._calls))
 
     def remember(self, call: int, results: Sequence[Tensor]) -> None:
-        """Keep the labels of a call's results."""
-        self._labels_of_calls[call] = [self._labels.get(id(value)) for value in results]
+        """Keep what is known of a call's results: labels, and of what weight they are the transpose."""
+        self._known_of_calls[call] = [(self._labels.get(id(value)), self.view_of(value)) for value in results]
 
     def recall(self, call: int, results: Sequence[Tensor]) -> bool:
-        """Give a call's results the labels that an equal call's got; return whether there was one."""
-        known = self._labels_of_calls.get(call)
+        """Let a call's results be known as an equal call's are; return whether there was one."""
+        known = self._known_of_calls.get(call)
         if known is None:
             return False
-        for value, label in zip(results, known, strict=True):
+        for value, (label, weight) in zip(results, known, strict=True):
             if label is not None:
                 self.set_label(value, label)
+            if weight is not None:
+                self._views[id(value)] = weight
         return True
 
     # Facts about slices ---------------------------------------------------------------------------------------------
     def axis(self, name: str, dim: int, size: int, role: Role, *, groups: int = 1) -> Slices:
-        """Return an axis, naming its entries on first sight."""
+        """Return an axis, naming its entries on first sight.
+
+        One that produces channels here and reads some there can lose none: masking knows one of the two.
+        """
         key = (name, dim)
         if key not in self.axes:
             self.axes[key] = Slices(self.id_count, size, role, groups)
             self._owners[self.id_count] = name
             self.id_count += size
-        return self.axes[key]
+        known = self.axes[key]
+        if known.role is not role:
+            self.lock(known.ids(), f"reads channels and produces some, as {self.place()} uses {name}")
+        return known
 
     def owner(self, first_id: int) -> str | None:
         """Return the tensor whose axis starts at an id."""
@@ -321,20 +345,21 @@ class Facts:
         for label in labels:
             self.lock(label, f"enters {operator} in {self.place()}")
 
-    def tie(self, parts: Sequence[Tensor], operator: str, *, rows: int = 0) -> None:
+    def tie(self, parts: Sequence[Tensor], operator: str, *, rows: int = 0, blocks: int = 0) -> None:
         """Record that the parts must lose the same number of entries; parts without labels lock the others.
 
         Args:
             parts: Labels of each part, shape (entries of the part,).
             operator: What needs equal counts.
             rows: See `CountTie`.
+            blocks: See `CountTie`.
         """
         where = f"{operator} in {self.place()}"
         if any((part < 0).any() for part in parts):
             for part in parts:
                 self.lock(part, f"{where} mixes channels with unlabelled values")
             return
-        self.ties.append(CountTie(tuple(part.numpy() & IDS for part in parts), where, rows))
+        self.ties.append(CountTie(tuple(part.numpy() & IDS for part in parts), where, rows, blocks))
 
     def note_rows(self, rows: Iterable[Tensor]) -> None:
         """Remember rows of channels, ids in order, shape (entries,) each, that lie side by side in a tensor."""

@@ -22,16 +22,25 @@ def forward_unchanged(
     """Run one forward in the structure of training or of inference and leave the model exactly as it was.
 
     Norm and dropout layers run as in inference either way: the channels are the same, no statistic moves, and two runs
-    give the same numbers. Only the forward itself runs under `modes`.
+    give the same numbers. What a forward draws at random, as drop path does, is the same in every run. Only the forward
+    itself runs under `modes`.
     """
     modules = list(model.modules())
-    with _left_untouched(modules), torch.no_grad():
+    with _left_untouched(modules), same_random_numbers(), torch.inference_mode(False), torch.no_grad():
         for module in modules:  # past torch's own setter, which looks for parameters first
             vars(module)["training"] = training and not isinstance(module, (_NormBase, _DropoutNd))
         with contextlib.ExitStack() as stack:
             for mode in modes:
                 stack.enter_context(mode)
             return model(example)
+
+
+@contextlib.contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """Let a block draw the same random numbers whenever it runs, and its caller those that it would have drawn."""
+    with torch.random.fork_rng(devices=[]):  # of the CPU: nothing else runs here
+        torch.default_generator.manual_seed(0)
+        yield
 
 
 @contextlib.contextmanager

@@ -83,11 +83,14 @@ class Tie:
         where: Operator and module path that need equal counts.
         rows: If the parts are rows of rectangles, the number of rows (attention's heads); 0 if they are not. A whole
             row may go, whatever the others lose.
+        blocks: If the parts are the groups of one convolution, their number; 0 if they are not. What a layer should
+            keep at least, or as a multiple, counts over all of them.
     """
 
     sets: tuple[tuple[tuple[int, int], ...], ...]
     where: str
     rows: int = 0
+    blocks: int = 0
 
     def members(self) -> set[int]:
         """Return the indices of all groups in it."""
@@ -142,6 +145,7 @@ class ChannelGraph:
         norms: Batch-norm module path for each convolution module path that directly feeds one.
         report: What the trace could not settle.
         channel_count: Number of channels.
+        image_channels: Channels of the traced image.
     """
 
     axes: Mapping[AxisKey, Axis]
@@ -152,6 +156,7 @@ class ChannelGraph:
     norms: Mapping[str, str]
     report: TraceReport
     channel_count: int
+    image_channels: int
 
     def group_names(self) -> dict[str, int]:
         """Return the index of each group by its name."""

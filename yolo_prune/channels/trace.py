@@ -8,6 +8,7 @@ rule each (`channels.rules`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -25,8 +26,8 @@ from yolo_prune.channels.counting import CONVOLUTION, CallCounter, blank_convolu
 from yolo_prune.channels.facts import OUTPUT, CountTie, Facts, Host
 from yolo_prune.channels.forward import forward_unchanged, output_tensors
 from yolo_prune.channels.graph import ChannelGraph
+from yolo_prune.channels.python_calls import refuse_reading, watched_calls
 from yolo_prune.channels.rules import RULES, without_rule
-from yolo_prune.channels.tensors import named_tensors
 from yolo_prune.errors import TraceError
 
 
@@ -61,6 +62,7 @@ class LabelTracer(TorchDispatchMode):
         self.facts = facts
         self._values: dict[int, _Value] = {}
         self._note(example, "the image", depends=True)
+        facts.note_image(example)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -72,15 +74,20 @@ class LabelTracer(TorchDispatchMode):
         out = blank_convolution(*args) if func is CONVOLUTION else None
         out = func(*args, **kwargs) if out is None else out
         tensors = _tensors_in((*args, *kwargs.values()))
-        depends = any(self._depends(tensor) for tensor in tensors)
-        if depends:
-            self._refuse_reading_values(func)
+        sources = [tensor for tensor in tensors if self.depends(tensor)]
+        if sources and _shows_values(func) and not _picks_by_number(func, args):
+            refuse_reading(self.facts)
+        of_image = (
+            bool(sources) and all(map(self.facts.is_image, sources)) and not any(map(self.facts.concern, tensors))
+        )
         call, results = self._number(func, args, kwargs), _tensors_in((out,))
         if self.facts.costing or not self.facts.recall(call, results):
             self._apply_rule(func, args, kwargs, out, tensors)
             self.facts.remember(call, results)
         for place, value in enumerate(results):
-            self._note(value, (call, place), depends=depends)
+            self._note(value, (call, place), depends=bool(sources))
+            if of_image:
+                self.facts.note_image(value)
         return out
 
     def _note(self, value: Tensor, number: Hashable, *, depends: bool) -> None:
@@ -95,7 +102,7 @@ class LabelTracer(TorchDispatchMode):
 
         self._values[identity] = _Value(weakref.ref(value, forget), number, depends)
 
-    def _depends(self, tensor: Tensor) -> bool:
+    def depends(self, tensor: Tensor) -> bool:
         """Return whether a value was computed from the image."""
         value = self._values.get(id(tensor))
         return value is not None and value.depends
@@ -119,28 +126,41 @@ class LabelTracer(TorchDispatchMode):
     def _number(self, func: Any, args: Any, kwargs: Any) -> int:
         """Return the number of a call; equal calls on equal values have one number."""
         try:
-            return self.facts.number((func, self._signed(args), self._signed(tuple(kwargs.items()))))
+            named = (tuple(kwargs), self._signed(kwargs.values())) if kwargs else ()
+            return self.facts.number((func, self._signed(args), named))
         except (KeyError, TypeError):  # a tensor that no call made, or what has no hash: equal to no other
             return self.facts.number(object())
 
-    def _signed(self, argument: Any) -> Hashable:
-        if isinstance(argument, Tensor):
-            name = self.facts.names.get(id(argument))
-            return self._values[id(argument)].number if name is None else name
-        if isinstance(argument, (list, tuple)):
-            if argument and type(argument[0]) is int:  # strides, paddings: ATen's lists hold one type each
-                return tuple(argument)
-            return tuple(map(self._signed, argument))
-        return type(argument), argument
+    def _signed(self, arguments: Iterable[Any]) -> Hashable:
+        """Return arguments as something that is equal where they are; True, 1 and 1.0 are not."""
+        signed: list[Any] = []
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                name = self.facts.names.get(id(argument))
+                signed.append(self._values[id(argument)].number if name is None else name)
+            elif not isinstance(argument, (list, tuple)):
+                signed += (type(argument), argument)
+            elif argument and type(argument[0]) is int:  # strides, paddings: ATen's lists hold one type each
+                signed.append(tuple(argument))
+            else:
+                signed.append(self._signed(argument))
+        return tuple(signed)
 
-    def _refuse_reading_values(self, func: Any) -> None:
-        """Refuse a forward whose path may depend on what the image shows: another image might run other layers."""
-        if func.overloadpacket is torch.ops.aten._local_scalar_dense:
-            raise TraceError(
-                f"the forward of {self.facts.place()} reads a value of an activation into Python",
-                expected="a forward that runs the same operators for every image",
-                remedy="replace Tensor.item(), float(tensor) and `if tensor:` by tensor operators",
-            )
+
+_SHOWS_VALUES = frozenset((torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape))
+
+
+@functools.cache
+def _shows_values(func: Any) -> bool:
+    """Return whether what an operator gives to Python, if only by its shape, can depend on values."""
+    return not _SHOWS_VALUES.isdisjoint(func.tags)
+
+
+def _picks_by_number(func: Any, args: Sequence[Any]) -> bool:
+    """Return whether an operator is an index without masks: how many it picks does not depend on values."""
+    return func.overloadpacket is torch.ops.aten.index and not any(
+        index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+    )
 
 
 def _tensors_in(values: Iterable[Any]) -> list[Tensor]:
@@ -166,10 +186,10 @@ def trace(model: nn.Module, example: Tensor, *, host: Host | None = None) -> Cha
         host: What labels alone cannot see.
 
     Raises:
-        TraceError: The forward fails.
+        TraceError: The forward fails, or depends on what the image shows; or the example is no such input.
     """
-    example = _fitting(model, example)
     facts = Facts(model, host or Host())
+    example = _fitting(facts, example)
     with _garbage_left_alone():
         for training in (False, True):
             _run(facts, model, example, training=training)
@@ -178,7 +198,7 @@ def trace(model: nn.Module, example: Tensor, *, host: Host | None = None) -> Cha
         _lock_misused(facts)
         _lock_around_untraced(facts)
         powers = _area_powers(facts, model, example)
-        return assemble(facts, imgsz_px=int(example.shape[-1]), powers=powers)
+        return assemble(facts, image_shape=tuple(example.shape), powers=powers)
 
 
 @contextlib.contextmanager
@@ -193,13 +213,24 @@ def _garbage_left_alone() -> Iterator[None]:
             gc.enable()
 
 
-def _fitting(model: nn.Module, example: Tensor) -> Tensor:
+def _fitting(facts: Facts, example: Tensor) -> Tensor:
     """Return the example in the model's own floating type.
 
     Raises:
-        TraceError: Parts of the model are not in this process's main memory.
+        TraceError: The example is no single square image, or parts of the model cannot be run and cut here.
     """
-    tensors = named_tensors(model)
+    if example.dim() != 4 or len(example) != 1 or example.shape[2] != example.shape[3]:
+        raise TraceError(
+            f"an example of shape {tuple(example.shape)}", expected="one square image, (1, channels, side, side)"
+        )
+    for path, module in facts.modules.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"'{path or 'the model'}' is compiled by TorchScript",
+                expected="modules whose weights can be replaced",
+                remedy="prune the model that it was compiled from",
+            )
+    tensors = facts.parameters | facts.buffers
     for name, tensor in tensors.items():
         if tensor.device.type != "cpu":
             raise TraceError(
@@ -215,7 +246,9 @@ def _run(facts: Facts, model: nn.Module, example: Tensor, *, training: bool) -> 
     """Run one forward and lock what leaves the model."""
     facts.costing = not training  # MACs are those of inference
     facts.image, facts.fixed_planes = tuple(example.shape[2:]), False
-    result = _forward(model, example, training=training, modes=(facts.running, LabelTracer(facts, example)))
+    tracer = LabelTracer(facts, example)
+    modes = (facts.running, tracer, watched_calls(facts, tracer.depends))
+    result = _forward(model, example, training=training, modes=modes)
     for leaf in output_tensors(facts.host.outputs(result)):
         label = facts.label(leaf)
         if label is not None:
@@ -236,7 +269,7 @@ def _forward(model: nn.Module, example: Tensor, *, training: bool, modes: Sequen
         ) from error
 
 
-GROWTH: Mapping[int, float] = {1: 0, 2: 0.5, 4: 1, 16: 2}
+GROWTH: Mapping[int, float] = {1: 0, 2: 0.5, 4: 1, 8: 1.5, 16: 2}
 """Powers of the image's area, by what a cost is multiplied by when the side is doubled."""
 
 
@@ -247,7 +280,7 @@ def _area_powers(facts: Facts, model: nn.Module, example: Tensor) -> dict[int, f
         Power of the area by call.
 
     Raises:
-        TraceError: A cost neither stays nor grows with a side, the area or its square.
+        TraceError: A cost neither stays nor grows with a power of the side.
     """
     unknown = {price.call: price.place for price in facts.prices if price.area_power is None}
     if not unknown:
@@ -262,8 +295,8 @@ def _area_powers(facts: Facts, model: nn.Module, example: Tensor) -> dict[int, f
         if growth not in GROWTH:
             raise TraceError(
                 f"a call in {place} costs {before} MACs at {example.shape[-1]} px and {after} at twice that",
-                expected="a cost that stays, or grows with the image's side, its area or the area's square",
-                remedy="pass a larger example image",
+                expected="a cost that stays, or grows with the image's side to a power of 1 to 4",
+                remedy="pass a larger example image; planes that are not padded to stay in step with it have no law",
             )
         powers[call] = GROWTH[int(growth)]
     return powers

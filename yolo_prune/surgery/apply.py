@@ -91,6 +91,8 @@ def _reread_torch(module: nn.Module, kept: KeptEntries) -> None:  # noqa: ARG001
         module.num_features = len(module.weight)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
 
 
 def _reread_convolution(module: _ConvNd) -> None:

@@ -26,14 +26,14 @@ def copied(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> nn.
     """
     own = named_tensors(model)
     memo: dict[int, Any] = {id(own[name]): _like(value, own[name]) for name, value in (tensors or {}).items()}
-    # New empty containers stand in too: a module holds a dozen for hooks, and copying them took most of the time.
-    memo |= {
-        id(value): type(value)()
-        for module in model.modules()
-        for value in vars(module).values()
-        if type(value) in (dict, OrderedDict, set) and not value
-    }
+    modules = list(model.modules())
+    plain = {kind for kind in {type(module) for module in modules} if _is_plain(kind)}
+    modules = [module for module in modules if type(module) in plain]
+    # Attributes first, by ourselves: most are numbers or empty containers for hooks, which deepcopy is slow about.
+    memo |= {id(module): object.__new__(type(module)) for module in modules}
     try:
+        for module in modules:
+            vars(memo[id(module)]).update({name: _copied(value, memo) for name, value in vars(module).items()})
         result: nn.Module = copy.deepcopy(model, memo)
     except RuntimeError as error:  # torch's word for a tensor that was computed and stored in a module
         raise CheckpointError(
@@ -42,6 +42,36 @@ def copied(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> nn.
             remedy="turn weight_norm of torch.nn.utils into that of torch.nn.utils.parametrizations, or remove it",
         ) from error
     return result
+
+
+_AS_IT_IS = frozenset((bool, int, float, str, type(None)))
+_CONTAINERS = frozenset((dict, OrderedDict, set))
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """Return what `copy.deepcopy` does; numbers and empty containers, most of what modules hold, at once."""
+    kind = type(value)
+    if kind in _AS_IT_IS:
+        return value
+    if kind in _CONTAINERS and not value:
+        return memo.setdefault(id(value), kind())
+    return copy.deepcopy(value, memo)
+
+
+def _is_plain(kind: type[nn.Module]) -> bool:
+    """Return whether a module of a class is its attributes, and no method of the class copies it otherwise.
+
+    torch's own layers add to attributes only what files of an older version lack.
+    """
+    owners = [one for one in kind.__mro__ if one not in (nn.Module, object)]
+    return not any(
+        name in _COPYING and not (name == "__setstate__" and owner.__module__.startswith("torch.nn."))
+        for owner in owners
+        for name in vars(owner)
+    )
+
+
+_COPYING = frozenset(("__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__slots__"))
 
 
 def _like(value: Tensor, original: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolo_prune.channels import BoolArray, ChannelGraph, Host
 from yolo_prune.channels.counting import CallCounter
-from yolo_prune.channels.forward import forward_unchanged, output_tensors
+from yolo_prune.channels.forward import forward_unchanged, output_tensors, same_random_numbers
 from yolo_prune.channels.tensors import named_tensors
 from yolo_prune.errors import VerificationError
 from yolo_prune.surgery.apply import selected
@@ -110,7 +110,7 @@ class Verifier:
         self._dense, self._graph, self._host, self._deployed = dense, graph, host or Host(), deployed
         self._reference = copied(dense).double()
         side, generator = graph.cost.imgsz_px, torch.Generator().manual_seed(seed)
-        self._image = torch.rand(1, image_channels(dense), side, side, generator=generator, dtype=torch.float64)
+        self._image = torch.rand(1, graph.image_channels, side, side, generator=generator, dtype=torch.float64)
         images = torch.cat([self._image, 1.0 - self._image])
         try:
             enliven(self._reference, images, generator)
@@ -144,12 +144,12 @@ class Verifier:
             *(self._compare(candidate, training=training) for training in (False, True)), strict=True
         )
         kept = self._graph.kept_widths(keep)
-        side = 2 * self._graph.cost.imgsz_px  # another side than the traced one: also proves how the cost scales
+        side, counted = self._counted_macs(candidate.float())
         return Verification(
             max_abs_error=max(errors),
             response=min(responses),
             macs_predicted=round(float(self._graph.cost.macs(kept, imgsz_px=side))),
-            macs_counted=self._counted_macs(candidate.float(), side),
+            macs_counted=counted,
             params_predicted=round(float(self._graph.cost.params(kept))),
             params_counted=sum(parameter.numel() for parameter in slim.parameters()),
             imgsz_px=side,
@@ -176,12 +176,31 @@ class Verifier:
             raise _slim_fails(error) from error
         return max_abs_error(expected, found), max_abs_error(expected, other)
 
-    def _counted_macs(self, candidate: nn.Module, side: int) -> int:
-        image = torch.zeros(1, self._image.shape[1], side, side)
+    def _counted_macs(self, candidate: nn.Module) -> tuple[int, int]:
+        """Return a side in pixels and the MACs at it.
+
+        It is another side than the traced one, which also proves how the cost scales, unless the dense model runs at
+        the traced one alone, as one with a table of positions does.
+        """
+        deployed, side = self._deployed(candidate), self._graph.cost.imgsz_px
+        image = torch.zeros(1, self._graph.image_channels, 2 * side, 2 * side)
         try:
-            return counted_macs(self._deployed(candidate), image)
+            return 2 * side, counted_macs(deployed, image)
+        except Exception as error:
+            if self._runs_on(image.double()):
+                raise _slim_fails(error) from error
+        try:
+            return side, counted_macs(deployed, torch.zeros(1, self._graph.image_channels, side, side))
         except Exception as error:
             raise _slim_fails(error) from error
+
+    def _runs_on(self, image: Tensor) -> bool:
+        """Return whether the dense model takes such an image."""
+        try:
+            forward_unchanged(self._reference, image, training=False)
+        except Exception:
+            return False
+        return True
 
 
 def counted_macs(model: nn.Module, image: Tensor) -> int:
@@ -206,7 +225,7 @@ def enliven(model: nn.Module, images: Tensor, generator: torch.Generator) -> Non
         if norm.affine:
             nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
             nn.init.normal_(norm.bias, 0.0, 0.5, generator=generator)
-    with torch.no_grad():
+    with torch.no_grad(), same_random_numbers():
         model.train()(images)
     for module, was in zip(model.modules(), training, strict=True):
         module.training = was
@@ -231,10 +250,6 @@ def max_abs_error(expected: list[Tensor], found: list[Tensor]) -> float:
     shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, found)]
     if shapes[0] != shapes[1] or not expected:
         raise VerificationError(f"outputs of shapes {shapes[1]}", expected=f"{shapes[0]}, as the dense model gives")
-    return max(float((one - other).abs().max()) for one, other in zip(expected, found, strict=True))
-
-
-def image_channels(model: nn.Module) -> int:
-    """Return the input channels of the first convolution."""
-    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    return first.in_channels
+    # Masks and indices are numbers too, and what is empty in both cannot differ.
+    pairs = [(one.double(), other.double()) for one, other in zip(expected, found, strict=True) if one.numel()]
+    return max((float((one - other).abs().max()) for one, other in pairs), default=0.0)

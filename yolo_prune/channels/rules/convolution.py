@@ -23,7 +23,7 @@ def convolution(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, 
         without_rule(facts, func, args, {}, out)
         return
     inputs = torch.full((x.shape[1],), NONE) if label is None else per_channel(facts, label, "convolution")
-    outputs = _grouped(facts, name, inputs, out.shape[1], groups, transposed=transposed)
+    outputs = _grouped(facts, name, x, inputs, out.shape[1], groups, transposed=transposed)
     if bias is not None:
         tie_vectors(facts, [(bias, Role.PRODUCER)], outputs)
     facts.set_planes(out, outputs)
@@ -45,8 +45,10 @@ def _area_power(facts: Facts, plane: Sequence[int]) -> int | None:
     return 1 if (alike and not facts.fixed_planes) or facts.host.areal(facts.path()) else None
 
 
-def _grouped(facts: Facts, name: str, inputs: Tensor, width: int, groups: int, *, transposed: bool) -> Tensor:
-    """Name the outputs of a convolution, shape (width,), and tie its inputs, shape (I,).
+def _grouped(
+    facts: Facts, name: str, x: Tensor, inputs: Tensor, width: int, groups: int, *, transposed: bool
+) -> Tensor:
+    """Name the outputs of a convolution of x, shape (width,), and tie its inputs, shape (I,).
 
     A depthwise filter lives with its input. In other grouped convolutions each group reads and produces channels of its
     own, the same number in every group; plain ones are the case of one group.
@@ -58,10 +60,10 @@ def _grouped(facts: Facts, name: str, inputs: Tensor, width: int, groups: int, *
         return filters.ids()
     # Only dim 1 of a grouped weight is shared by the groups; dim 0 lists them one after the other.
     outputs = facts.axis(name, out_dim, width, Role.PRODUCER, groups=groups if out_dim == 1 else 1).ids()
-    read(facts, facts.axis(name, in_dim, len(inputs), Role.CONSUMER, groups=groups if in_dim == 1 else 1), inputs)
+    read(facts, facts.axis(name, in_dim, len(inputs), Role.CONSUMER, groups=groups if in_dim == 1 else 1), x, inputs)
     if groups > 1:
-        facts.tie(outputs.view(groups, -1).unbind(), "grouped convolution")
-        facts.tie(inputs.view(groups, -1).unbind(), "grouped convolution")
+        facts.tie(outputs.view(groups, -1).unbind(), "grouped convolution", blocks=groups)
+        facts.tie(inputs.view(groups, -1).unbind(), "grouped convolution", blocks=groups)
     return outputs
 
 
@@ -76,7 +78,7 @@ def linear(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any],
     label = facts.label(x)
     inputs = torch.full((x.shape[1],), NONE) if label is None else per_channel(facts, label, "a linear layer")
     outputs = facts.axis(name, 0, out.shape[1], Role.PRODUCER).ids()
-    read(facts, facts.axis(name, 1, x.shape[1], Role.CONSUMER), inputs)
+    read(facts, facts.axis(name, 1, x.shape[1], Role.CONSUMER), x, inputs)
     if len(args) == 3:
         tie_vectors(facts, [(args[0], Role.PRODUCER)], outputs)
     facts.set_planes(out, outputs)

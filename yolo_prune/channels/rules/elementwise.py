@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from yolo_prune.channels.facts import Facts
-from yolo_prune.channels.labels import LOUD, extends_along_channels, ids, loud, made_loud
+from yolo_prune.channels.labels import LOUD, extends_along_channels, ids, loud, made_loud, varies
 from yolo_prune.channels.rules.registry import aten, pass_on, rule, without_rule
 
 
@@ -81,8 +81,10 @@ _DIVIDES = frozenset({aten.div, aten.div_})
 @rule(aten.add, aten.sub, aten.rsub, aten.mul, aten.div, aten.maximum, aten.minimum,
       aten.add_, aten.sub_, aten.mul_, aten.div_)  # fmt: skip
 def binary(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> None:  # noqa: ARG001
-    """Two labelled operands name the same channels, entry by entry."""
+    """Two labelled operands name the same channels, entry by entry; one with a single entry for all of them none."""
     first, second = (_operand(facts, operand, out) for operand in args[:2])
+    if first is not None and second is not None and args[0].shape != args[1].shape:
+        first, second = _without_gates(facts, args, (first, second), out)
     if first is not None and second is not None:
         _two_labelled(facts, func, first, second, out)
     elif first is not None:
@@ -95,6 +97,22 @@ def _operand(facts: Facts, operand: Any, out: Tensor) -> Tensor | None:
     """Return an operand's labels, shaped like the result; one number for all channels belongs to none of them."""
     label = facts.label(operand) if getattr(operand, "ndim", 0) and operand.numel() > 1 else None
     return label if label is None or label.shape == out.shape else label.expand(out.shape)
+
+
+def _without_gates(
+    facts: Facts, args: Sequence[Any], labels: tuple[Tensor, Tensor], out: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Lock what has one entry for all channels of the other operand, as a gate has, and forget its labels here."""
+    ungated: list[Tensor | None] = []
+    for operand, label, other in zip(args[:2], labels, reversed(labels), strict=True):
+        sizes = [1] * (out.dim() - operand.dim()) + list(operand.shape)
+        planes = facts.planes(other) is not None  # then its labels vary along dim 1 alone
+        spread = [dim for dim, size in enumerate(sizes) if size == 1 < out.shape[dim] and (dim == 1 or not planes)]
+        gates = any(varies(other, dim) for dim in spread)
+        if gates:
+            facts.lock(label, f"meets all channels alike in {facts.place()}")
+        ungated.append(None if gates else label)
+    return ungated[0], ungated[1]
 
 
 def _two_labelled(facts: Facts, func: Any, first: Tensor, second: Tensor, out: Tensor) -> None:

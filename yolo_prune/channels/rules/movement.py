@@ -35,6 +35,7 @@ def movement(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any
         facts.set_transposed(out, args[0])  # a linear layer's weight, on its way to the product
         return
     _lock_picked_channels(facts, func, args, kwargs, out)
+    _note_crop(facts, func, args, kwargs, out)
     moved = func(*tree_map(lambda leaf: _companion(facts, leaf), list(args)), **kwargs)
     for value, label in zip(tree_leaves(out), tree_leaves(moved), strict=True):
         facts.set_label(value, label)
@@ -69,6 +70,13 @@ def _lock_picked_channels(facts: Facts, func: Any, args: Sequence[Any], kwargs: 
     whole = func.overloadpacket is aten.slice and out.shape == args[0].shape
     if not whole and any(varies(label, dim) for dim in dims):
         facts.lock(label, f"channels are picked by position ({func.overloadpacket}) in {facts.place()}")
+
+
+def _note_crop(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Note a plane of which a piece is left: its size may be a written one. Every second row is half of any plane."""
+    if func.overloadpacket is aten.slice and out.dim() == 4 and out.shape[2:] != args[0].shape[2:]:
+        step = args[4] if len(args) > 4 else kwargs.get("step", 1)
+        facts.fixed_planes = facts.fixed_planes or step == 1
 
 
 def _companion(facts: Facts, leaf: Any) -> Any:
@@ -144,9 +152,18 @@ def pad(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], ou
 
 @rule(aten.split)
 def split(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Sequence[Tensor]) -> None:
-    """`chunk` arrives here: the parts are cut anew at every width, so they need equal counts."""
+    """`chunk` arrives here: the parts are cut anew at every width, so they need equal counts.
+
+    So do splits into parts of a size that is written in Python, which does not follow the width by itself.
+    """
     movement(facts, func, args, kwargs, out)
-    _tie_parts(facts, args, kwargs, out)
+    label = facts.label(args[0])
+    if label is None or not varies(label, _dim(args, kwargs, label)):
+        return
+    if facts.written_split and not facts.sizes_follow_weights():
+        facts.lock(label, f"split with fixed sizes in {facts.place()}")
+    else:
+        _tie_parts(facts, args, kwargs, out)
 
 
 @rule(aten.split_with_sizes)

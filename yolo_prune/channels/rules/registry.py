@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from yolo_prune.channels.facts import Facts, Slices
+from yolo_prune.channels.facts import IMAGE, Facts, Slices
 from yolo_prune.channels.graph import Role
 from yolo_prune.channels.labels import NONE, loud
 
@@ -56,9 +56,16 @@ def per_channel(facts: Facts, label: Tensor, operator: str) -> Tensor:
     return torch.full_like(channels, NONE)
 
 
-def read(facts: Facts, axis: Slices, inputs: Tensor) -> None:
-    """Tie an input axis to the channels that it reads; entries that read no channel, or a constant, cannot be cut."""
-    facts.equate_axes([axis], inputs, "reads the image or what no rule could follow")
+def read(facts: Facts, axis: Slices, x: Tensor, inputs: Tensor) -> None:
+    """Tie an input axis to the channels that it reads; entries that read no channel, or a constant, cannot be cut.
+
+    Args:
+        facts: The facts.
+        axis: The input axis.
+        x: What is read.
+        inputs: Its channels, shape (size of the axis,).
+    """
+    facts.equate_axes([axis], inputs, IMAGE if facts.is_image(x) else "reads what no rule could follow")
     noisy = loud(inputs)
     if noisy.any():
         facts.lock(inputs[noisy], f"would carry a constant into {facts.place()} if it were silent")
@@ -75,7 +82,9 @@ def tie_vectors(facts: Facts, vectors: Iterable[tuple[Tensor, Role]], channels: 
     for vector, role in vectors:
         name = facts.names.get(id(vector))
         if name is None:
-            facts.lock(channels, f"has a vector of its own that is computed, not stored, in {facts.place()}")
+            label = facts.label(vector)
+            for locked in (channels, label) if label is not None else (channels,):
+                facts.lock(locked, f"has a vector of its own that is computed, not stored, in {facts.place()}")
         else:
             axes.append(facts.axis(name, 0, len(channels), role))
     follow(facts, axes, channels)

@@ -12,17 +12,20 @@ from yolo_prune.channels.labels import varying_dims
 from yolo_prune.channels.rules.registry import aten, per_channel, rule, without_rule
 
 _ADAPTIVE = (aten._adaptive_avg_pool2d, aten.adaptive_max_pool2d)
-
-
-@rule(
-    aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten.adaptive_max_pool2d,
+_RESAMPLES = (
     aten.upsample_nearest2d, aten.upsample_bilinear2d, aten.upsample_bicubic2d, aten._upsample_nearest_exact2d,
 )  # fmt: skip
-def spatial(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:  # noqa: ARG001
-    """Works on each channel by itself."""
+
+
+@rule(aten.max_pool2d_with_indices, aten.avg_pool2d, *_ADAPTIVE, *_RESAMPLES)
+def spatial(facts: Facts, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+    """Works on each channel by itself. A plane that is asked for by its size may have that at every image size."""
     label = facts.label(args[0])
     result = out[0] if isinstance(out, (tuple, list)) else out
-    if func.overloadpacket in _ADAPTIVE and result.shape[2:].numel() > 1:
+    by_size = func.overloadpacket in _RESAMPLES and not any(
+        isinstance(value, float) for value in (*args[2:], *kwargs.values())
+    )
+    if by_size or (func.overloadpacket in _ADAPTIVE and result.shape[2:].numel() > 1):
         facts.fixed_planes = True
     if label is not None:
         facts.set_planes(result, per_channel(facts, label, str(func.overloadpacket)))

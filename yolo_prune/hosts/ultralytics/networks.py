@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ultralytics.nn.distill_model import DistillationModel, FeatureHook
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune.surgery.verify import image_channels
+from yolo_prune.surgery.equivalence import image_channels
 
 
 def network_of(model: nn.Module) -> Any:
