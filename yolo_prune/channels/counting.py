@@ -1,17 +1,17 @@
-"""Multiply-adds of every call of a forward, by the formulas of torch's own counter.
+"""Multiply-adds of every call of a forward.
 
-That counter itself (`FlopCounterMode`) counts the same, but imports torch's compiler first, which takes 2 s.
+torch's own counter, `torch.utils.flop_counter`, counts the same, and the tests hold one against the other; importing it
+brings the compiler for GPUs, 85 MB of it, and the counter itself another one, 2 s of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 CONVOLUTION = torch.ops.aten.convolution.default
 
@@ -48,13 +48,46 @@ def blank_convolution(
     return x.new_zeros(x.shape[0], weight.shape[1] * groups if transposed else weight.shape[0], *sides)
 
 
+def _convolution(args: Sequence[Any], out: Any) -> int:
+    """Every position that is written, of a transposed one every one that is read, takes the weight once."""
+    x, weight, transposed = args[0], args[1], args[6]
+    return int(weight.numel() * (x if transposed else out).shape[2:].numel() * len(x))
+
+
+def _product(args: Sequence[Any], out: Any) -> int:
+    """Every entry of the result is a sum along the last dimension of the first factor; what is added to it is free."""
+    return int(out.numel() * args[-2].shape[-1])
+
+
+def _attention(args: Sequence[Any], out: Any) -> int:  # noqa: ARG001
+    """Every query meets every key, and every pair takes a value: (batch, heads, positions, width) each."""
+    query, key, value = args[:3]
+    return int(query.shape[:3].numel() * key.shape[2] * (query.shape[3] + value.shape[3]))
+
+
+_aten = torch.ops.aten
+
+_MACS: Mapping[Any, Callable[[Sequence[Any], Any], int]] = {
+    _aten.convolution: _convolution,
+    **dict.fromkeys((_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm), _product),
+    **dict.fromkeys(
+        (
+            _aten._scaled_dot_product_flash_attention_for_cpu, _aten._scaled_dot_product_flash_attention,
+            _aten._scaled_dot_product_efficient_attention, _aten._scaled_dot_product_cudnn_attention,
+        ),
+        _attention,
+    ),
+}  # fmt: skip
+"""Operators that multiply, and what a call costs, from its positional arguments and its result."""
+
+
 def is_counted(func: Any) -> bool:
-    """Return whether torch's own counter knows an operator."""
-    return func.overloadpacket in flop_registry
+    """Return whether an operator costs multiply-adds."""
+    return func.overloadpacket in _MACS
 
 
 class CallCounter(TorchDispatchMode):
-    """Notes the MACs of every call that torch's own counter knows, in order, by torch's own formulas.
+    """Notes the MACs of every call that costs some, in order.
 
     Args:
         only: Which calls to price, by number; the others are noted as 0, and convolutions return zeros. All by default.
@@ -76,10 +109,10 @@ class CallCounter(TorchDispatchMode):
         out = func(*args, **kwargs) if out is None else out
         if is_counted(func):
             wanted = self._only is None or len(self.macs) in self._only
-            self.macs.append(macs_of_call(func, args, kwargs, out) if wanted else 0)
+            self.macs.append(macs_of_call(func, args, out) if wanted else 0)
         return out
 
 
-def macs_of_call(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    """Return the multiply-adds of an operator that torch's own counter knows, by its formula."""
-    return int(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)) // 2
+def macs_of_call(func: Any, args: Sequence[Any], out: Any) -> int:
+    """Return the multiply-adds of a counted operator."""
+    return _MACS[func.overloadpacket](args, out)

@@ -118,7 +118,7 @@ class LabelTracer(TorchDispatchMode):
         if len(self.facts.prices) > prices and self.facts.prices[-1].area_power is not None:
             self.facts.calls.append(0)  # nobody will ask how it grows
             return
-        macs = macs_of_call(func, args, kwargs, out)
+        macs = macs_of_call(func, args, out)
         if len(self.facts.prices) == prices:  # no rule priced it: it keeps its size
             self.facts.price(macs, (), None)
         self.facts.calls.append(macs)
