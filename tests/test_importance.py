@@ -21,6 +21,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.ultralytics.collection import TrainingImages, collect_evidence
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.importance import Evidence, collect, score_channels
+from yolo_prune.importance.chance import seeded
 from yolo_prune.importance.evidence import QUIET, Activations, activated, effective_rank
 from yolo_prune.importance.lamp import lamp
 from yolo_prune.importance.plugged import CRITERIA
@@ -176,6 +177,34 @@ def test_chance_is_repeatable_one_number_a_channel_and_none_of_the_weights() -> 
         model.a.weight.mul_(2.0)
     np.testing.assert_array_equal(before, scores_of(model, graph, "random"))
     assert len(set(before)) == len(before)
+
+
+def test_chance_has_a_seed_and_what_draws_nothing_has_none() -> None:
+    model = build("Residual")
+    graph, evidence = trace(model, torch.zeros(1, 3, 8, 8)), Evidence.of(model)
+    orders = [np.argsort(score_channels(graph, evidence, seeded(CRITERIA["random"], seed))).tolist() for seed in (0, 1)]
+    assert orders[0] != orders[1]
+    for seed, order in enumerate(orders):
+        again = score_channels(graph, evidence, seeded(CRITERIA["random"], seed))
+        assert np.argsort(again).tolist() == order
+    assert np.argsort(score_channels(graph, evidence, CRITERIA["random"])).tolist() == orders[0]
+    assert seeded(CRITERIA["l2"], 1) is CRITERIA["l2"]
+
+
+def test_a_prune_by_chance_is_another_one_with_another_seed(command, refused, dense, desk) -> None:
+    words = ["prune", f"model={dense}", "target_macs=0.5", "imgsz=64"]
+    kept = {}
+    for name, seed in (("a", 0), ("b", 1), ("c", 1)):
+        outcome = command(*words, "criterion=random", f"seed={seed}", f"out={name}.pt", f"save_plan={name}.json")
+        assert outcome.code == 0, outcome.err
+        plan = json.loads((desk / f"{name}.json").read_text())
+        assert plan["choice"]["seed"] == seed
+        kept[name] = plan["groups"]
+    assert kept["a"] != kept["b"]
+    assert kept["b"] == kept["c"]
+    assert "seed=1 with criterion=l2, which draws nothing" in refused(*words, "out=d.pt", "criterion=l2", "seed=1")
+    assert "seed=-1" in refused(*words, "out=d.pt", "criterion=random", "seed=-1")
+    assert "plan= together with seed=1" in refused("prune", f"model={dense}", "out=d.pt", "plan=a.json", "seed=1")
 
 
 @given(st.lists(st.floats(0.0, 1e6), min_size=1, max_size=30))

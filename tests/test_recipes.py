@@ -9,7 +9,6 @@ import xml.etree.ElementTree as ET
 from typing import Any
 
 import pytest
-from bench_criteria import CriteriaFigures
 from bench_recipes import RECORD, Cell, Laboratory, RecipesConfig, bench
 from recipe_figures import Cells
 from recipes import CONTROLS, RECIPES
@@ -145,25 +144,3 @@ def test_a_cell_is_a_training_a_cut_and_a_line(tmp_path, dense_checkpoint, tiny_
     before = (tmp_path / "recipes.jsonl").read_bytes()
     assert len(bench(config).records) == 3
     assert (tmp_path / "recipes.jsonl").read_bytes() == before
-
-
-class TestCriteriaFigures:
-    def cell(self, score: float, **values: Any) -> dict[str, Any]:
-        plain = {"model": "0a", "criterion": "l2", "allocation": "uniform", "budget": 0.5, "seed": 0, "data": "d"}
-        return {
-            "cell": {**plain, "imgsz_px": 64, "batch": 4, "batches": 2, **values},
-            "recalibrated": score,
-            "as pruned": 0.0,
-        }
-
-    def test_seeds_share_a_row_and_other_conditions_do_not(self):
-        records = [self.cell(0.2), self.cell(0.4, seed=1, model="0b"), self.cell(0.9, batches=13)]
-        records += [self.cell(0.35, criterion="taylor"), self.cell(0.1, criterion="taylor", budget=0.3)]
-        lines = CriteriaFigures(records=records).table(markdown=True).strip().splitlines()
-        rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in lines]
-        assert rows[0][-4:] == ["50% recalibrated", "50% as pruned", "30% recalibrated", "30% as pruned"]
-        assert [row[1:] for row in rows[2:]] == [
-            ["l2", "uniform", "0", "0.900", "0.000", "-", "-"],
-            ["taylor", "uniform", "0", "0.350", "0.000", "0.100", "0.000"],
-            ["l2", "uniform", "0 1", "0.300", "0.000", "-", "-"],
-        ]

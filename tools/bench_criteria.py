@@ -3,8 +3,9 @@
 python tools/bench_criteria.py model=best.pt seed=0 data=bccd/data.yaml imgsz=320 \
     criteria=[l2,taylor] allocations=[uniform] budgets=[0.5,0.3]
 
-A cell is a criterion with an allocation at a budget of MACs, on the dense checkpoint of a seed. Each is a line of the
-record, which is only ever appended to, so that the table can be finished piece by piece.
+A cell is a criterion with an allocation at a budget of MACs, on the dense checkpoint of a seed, which is that of chance
+as well. Each is a line of the record, which is only ever appended to, so that the table can be finished piece by piece;
+a budget that cannot be reached is a line, too.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import run_missing
+from cells import completed, failures, run_missing
+from recipe_figures import spread
 
 from yolo_prune.allocation import PATHS
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
+from yolo_prune.errors import InfeasibleTargetError
 from yolo_prune.files import sha256
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
+from yolo_prune.importance.chance import RANDOM
 from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
@@ -39,6 +44,9 @@ class CriteriaConfig:
     model: str = setting(help="dense checkpoint, trained on the data")
     data: str = setting(help="data yaml with train and val")
     seed: int = setting(0, help="seed that the checkpoint was trained with")
+    name: str | None = setting(
+        None, help="name of the row that its seeds share in the table; default: the host's for the network"
+    )
     criteria: list[str] = setting(list(CRITERIA), help=f"of: {', '.join(CRITERIA)}")
     allocations: list[str] = setting(["uniform"], help=f"of: {', '.join(PATHS)}")
     budgets: list[float] = setting([0.5, 0.3], help="fractions of the MACs that are kept")
@@ -51,9 +59,14 @@ class CriteriaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One experiment; `model` is the start of the checkpoint's SHA-256."""
+    """One experiment.
+
+    `model` is the start of the checkpoint's SHA-256, `name` what the checkpoints of all seeds are called. Lines that
+    are older than that name are of yolov8n.
+    """
 
     model: str
+    name: str = "yolov8n"
     criterion: str
     allocation: str
     budget: float
@@ -75,32 +88,63 @@ class CriteriaFigures:
         return {"cells": self.records}
 
     def table(self, *, markdown: bool = False) -> str:
-        """Return one row a criterion and allocation, the best at the largest budget first; means over the seeds."""
-        budgets = sorted({record["cell"]["budget"] for record in self.records}, reverse=True)
+        """Return one row a criterion and allocation, the best at the largest budget first.
+
+        Seeds of one name share a row: the mean, with the lowest and highest, and the number of seeds where a budget
+        has fewer than the row. Below them stands why some cannot be.
+        """
+        records = [{**record, "cell": completed(record["cell"], Cell)} for record in self.records]
+        budgets = sorted({record["cell"]["budget"] for record in records}, reverse=True)
+        several = _several([record["cell"] for record in records])
         groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-        for record in self.records:
+        for record in records:
             cell = record["cell"]
-            place = f"{cell['data']}, {cell['imgsz_px']} px, {cell['batches']} batches of {cell['batch']}"
-            groups.setdefault((place, cell["criterion"], cell["allocation"]), []).append(record)
+            name = cell["name"]
+            if (cell["data"], name) in several:
+                name += f" {cell['model'][:6]}"
+            groups.setdefault((_place(cell), name, cell["criterion"], cell["allocation"]), []).append(record)
         kinds = [(budget, kind) for budget in budgets for kind in ("recalibrated", "as pruned")]
         rows = [
-            (
-                _mean(found, *kinds[0]),
-                [*key, _seeds(found), *(_shown(_mean(found, *kind)) for kind in kinds)],
-            )
+            (_mean(found, *kinds[0]), [*key, _seeds(found), *(_shown(found, *kind) for kind in kinds)])
             for key, found in groups.items()
         ]
-        head = ["data", "criterion", "allocation", "seeds", *(f"{budget:.0%} {kind}" for budget, kind in kinds)]
-        return render(head, [row for _, row in sorted(rows, key=lambda row: -row[0])], markdown=markdown)
+        head = ["data", "model", "criterion", "allocation", "seeds"]
+        head += [f"{budget:.0%} {kind}" for budget, kind in kinds]
+        table = render(head, [row for _, row in sorted(rows, key=lambda row: -row[0])], markdown=markdown)
+        told = failures(self.records)
+        return table + ("\n" if markdown and told else "") + told
+
+
+def _place(cell: dict[str, Any]) -> str:
+    return f"{cell['data']}, {cell['imgsz_px']} px, {cell['batches']} batches of {cell['batch']}"
+
+
+def _several(cells: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    """Return data and names of which a seed has several checkpoints.
+
+    No record tells which checkpoints of other seeds belong to which of these, so that none is averaged with another.
+    """
+    found: dict[tuple[str, str, int], set[str]] = {}
+    for cell in cells:
+        found.setdefault((cell["data"], cell["name"], cell["seed"]), set()).add(cell["model"])
+    return {(data, name) for (data, name, _), models in found.items() if len(models) > 1}
+
+
+def _values(records: list[dict[str, Any]], budget: float, kind: str) -> list[float]:
+    return [record[kind] for record in records if record["cell"]["budget"] == budget and kind in record]
 
 
 def _mean(records: list[dict[str, Any]], budget: float, kind: str) -> float:
-    values = [record[kind] for record in records if record["cell"]["budget"] == budget]
+    values = _values(records, budget, kind)
     return float(np.mean(values)) if values else float("-inf")
 
 
-def _shown(value: float) -> str:
-    return f"{value:.3f}" if np.isfinite(value) else "-"
+def _shown(records: list[dict[str, Any]], budget: float, kind: str) -> str:
+    values, seeds = _values(records, budget, kind), len({record["cell"]["seed"] for record in records})
+    if not values:
+        tried = any(record["cell"]["budget"] == budget for record in records)
+        return "cannot be" if tried else "-"
+    return spread([*values]) if len(values) == seeds else f"{spread([*values])}, {len(values)} of {seeds} seeds"
 
 
 def _seeds(records: list[dict[str, Any]]) -> str:
@@ -115,9 +159,11 @@ def bench(config: CriteriaConfig) -> CriteriaFigures:
         require_choice("allocation", allocation, PATHS)
     for split in ("train", "val"):
         require_split(Path(config.data), split)
+    dense: Any = read_checkpoint(Path(config.model)).model
+    name = config.name or Path(dense.yaml.get("yaml_file", config.model)).stem
     cells = [
         Cell(
-            model=sha256(Path(config.model))[:12], criterion=criterion, allocation=allocation, budget=budget,
+            model=sha256(Path(config.model))[:12], name=name, criterion=criterion, allocation=allocation, budget=budget,
             seed=config.seed, data=Path(config.data).parent.name, imgsz_px=config.imgsz, batch=config.batch,
             batches=config.batches,
         )
@@ -125,32 +171,32 @@ def bench(config: CriteriaConfig) -> CriteriaFigures:
         for allocation in config.allocations
         for criterion in config.criteria
     ]  # fmt: skip
-    return CriteriaFigures(records=run_missing(Path(config.record), cells, lambda cell: measured(config, cell)))
+    lines = run_missing(
+        Path(config.record), cells, lambda cell: measured(config, cell), cannot_be=(InfeasibleTargetError,)
+    )
+    return CriteriaFigures(records=lines)
 
 
 def measured(config: CriteriaConfig, cell: Cell) -> dict[str, Any]:
-    """Prune twice, with recalibration and without, and return the line of the record."""
-    started, found = time.perf_counter(), dict[str, float]()
+    """Cut once, recalibrate that cut as well, and return the line of the record.
+
+    Raises:
+        InfeasibleTargetError: The budget cannot be reached.
+    """
+    started, found, images = time.perf_counter(), dict[str, float](), {"data": config.data, "batch": cell.batch}
+    choice: dict[str, Any] = {"criterion": cell.criterion, "allocation": cell.allocation, "target_macs": cell.budget}
+    if CRITERIA[cell.criterion].needs:
+        choice |= {**images, "batches": cell.batches}
+    if cell.criterion == RANDOM.name:
+        choice["seed"] = cell.seed
     with tempfile.TemporaryDirectory() as folder:
-        for kind, batches in (("recalibrated", cell.batches), ("as pruned", 0)):
-            looks: dict[str, Any] = {}
-            if CRITERIA[cell.criterion].needs:
-                looks["batches"] = cell.batches
-            if looks or batches:
-                looks |= {"data": config.data, "batch": cell.batch}
+        plan = str(Path(folder, "plan.json"))
+        for kind, settings in (
+            ("as pruned", {**choice, "imgsz": cell.imgsz_px, "save_plan": plan}),
+            ("recalibrated", {**images, "plan": plan, "recalibrate": cell.batches}),
+        ):
             out = Path(folder, f"{kind}.pt")
-            prune(
-                PruneConfig(
-                    model=config.model,
-                    out=str(out),
-                    target_macs=cell.budget,
-                    criterion=cell.criterion,
-                    allocation=cell.allocation,
-                    imgsz=cell.imgsz_px,
-                    recalibrate=batches,
-                    **looks,
-                )
-            )
+            prune(PruneConfig(model=config.model, out=str(out), **settings))
             scores = evaluate(out, data=Path(config.data), split="val", imgsz_px=cell.imgsz_px, batch=cell.batch)
             found[kind] = scores.map50_95
     return {"cell": dataclasses.asdict(cell), **found, "seconds": round(time.perf_counter() - started)}

@@ -5,8 +5,9 @@ python tools/bench_latency.py model=best.pt data=bccd/data.yaml out=runs/latency
 
 A cell is a target on a backend at an image size. It profiles the dense checkpoint (once a backend and size), prunes
 for the target, exports, and times the artefact in a process of its own. With `epochs` the slim model is fine-tuned, and
-so is the one that the same allocation gives for a MACs target of the same latency. Each cell is a line of the record,
-which is only ever appended to.
+so is the one that the same allocation gives for a MACs target of the same latency. Each cell is a folder in `out`, in
+which a killed one goes on, and in the end a line of the record, which is only ever appended to; a target that cannot be
+reached is a line as well.
 """
 
 from __future__ import annotations
@@ -21,29 +22,37 @@ from pathlib import Path
 from typing import Any
 
 from bench_recipes import TRAINING
-from cells import run_missing
+from cells import cell_key, failures, run_missing
 from recipes import OFTEN
 
 from yolo_prune.allocation import PATHS
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.device.benchmark_record import BenchmarkReport
-from yolo_prune.export.profile import Profile, Timed
-from yolo_prune.files import sha256
+from yolo_prune.errors import InfeasibleTargetError
+from yolo_prune.export.profile import Timed
+from yolo_prune.files import sha256, write_json
+from yolo_prune.hosts.slim import MARKER
+from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.pipeline.artefacts import BACKENDS, Variant, export_one
 from yolo_prune.pipeline.profile import ProfileConfig, profile
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
-from yolo_prune.pipeline.pruning import PruneResult
 from yolo_prune.pipeline.train import train_in
 from yolo_prune.report import render
 
 RECORD = Path(__file__).resolve().parent / "records" / "latency.jsonl"
 
 SAME = 0.02
-"""Latencies that differ by less are the same one."""
+"""A latency that differs by less from the one that is looked for is not worth another try."""
+
+MATCHED = 0.03
+"""Latencies that differ by at most this fraction are the same one."""
+
+TRIES = 8
+"""Networks that are timed for a MACs target of the same latency."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -83,6 +92,9 @@ class Cell:
     criterion: str
     epochs: int
     seed: int
+    candidates: int
+    runs: int
+    batch: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,23 +108,39 @@ class LatencyFigures:
         return {"cells": self.records}
 
     def table(self, *, markdown: bool = False) -> str:
-        """Return one row a cell."""
-        rows = []
-        for record in self.records:
-            cell, fresh = record["cell"], record["fresh"]
-            rows.append(
-                [f"{cell['backend']}, {cell['imgsz_px']} px, {cell['threads']} threads", cell["allocation"],
-                 f"{cell['target']:g}", f"{record['predicted']:.3f}", f"{record['confirmed']:.3f}",
-                 f"{fresh['ratio']:.3f} ({fresh['p25']:.3f}..{fresh['p75']:.3f})",
-                 f"{fresh['ratio'] / cell['target'] - 1:+.1%}", f"{record['macs_kept']:.1%}",
-                 *(_map(record.get(name)) for name in ("by_latency", "by_macs"))]
-            )  # fmt: skip
+        """Return one row a cell; below them why some cannot be."""
         head = ["where", "allocation", "target", "predicted", "confirmed", "fresh process", "off", "MACs"]
-        return render([*head, "mAP50-95 val", "by MACs, as fast"], rows, markdown=markdown)
+        head += ["mAP50-95 val", "by MACs, as fast"]
+        rows = [
+            [*_place(record["cell"]), *(_failed() if "failed" in record else _row(record))] for record in self.records
+        ]
+        told = failures(self.records)
+        return render(head, rows, markdown=markdown) + ("\n" if markdown and told else "") + told
+
+
+def _place(cell: dict[str, Any]) -> list[str]:
+    where = f"{cell['backend']}, {cell['imgsz_px']} px, {cell['threads']} threads"
+    return [where, cell["allocation"], f"{cell['target']:g}"]
+
+
+def _failed() -> list[str]:
+    return ["cannot be", *("-" for _ in range(6))]
+
+
+def _row(record: dict[str, Any]) -> list[str]:
+    fresh = record["fresh"]
+    return [
+        f"{record['predicted']:.3f}", f"{record['confirmed']:.3f}",
+        f"{fresh['ratio']:.3f} ({fresh['p25']:.3f}..{fresh['p75']:.3f})",
+        f"{fresh['ratio'] / record['cell']['target'] - 1:+.1%}", f"{record['macs_kept']:.1%}",
+        *(_map(record.get(name)) for name in ("by_latency", "by_macs")),
+    ]  # fmt: skip
 
 
 def _map(found: dict[str, Any] | None) -> str:
-    return "-" if found is None else f"{found['map50_95']:.3f} at {found['ratio']:.3f}"
+    if found is None:
+        return "-"
+    return f"{found['map50_95']:.3f} at {found['ratio']:.3f}{'' if found.get('matched', True) else ', not matched'}"
 
 
 def bench(config: LatencyConfig) -> LatencyFigures:
@@ -125,98 +153,146 @@ def bench(config: LatencyConfig) -> LatencyFigures:
         Cell(
             model=sha256(Path(config.model))[:12], data=Path(config.data).parent.name, backend=backend,
             imgsz_px=imgsz, threads=config.threads, target=target, allocation=config.allocation,
-            criterion=config.criterion, epochs=config.epochs, seed=config.seed,
+            criterion=config.criterion, epochs=config.epochs, seed=config.seed, candidates=config.candidates,
+            runs=config.runs, batch=config.batch,
         )
         for backend in config.backends
         for imgsz in config.imgsz
         for target in config.targets
     ]  # fmt: skip
-    return LatencyFigures(records=run_missing(Path(config.record), cells, lambda cell: Laboratory(config, cell).run()))
+    lines = run_missing(
+        Path(config.record), cells, lambda cell: Laboratory(config, cell).run(), cannot_be=(InfeasibleTargetError,)
+    )
+    return LatencyFigures(records=lines)
 
 
 class Laboratory:
-    """Runs one cell."""
+    """Runs one cell.
+
+    Slim models and timings are files of the cell's folder, and none is made twice: each is noisy or new with every try,
+    so that what is built on it would be, too. The profile and the dense artefact are shared by the cells of a backend,
+    image size and number of threads.
+    """
 
     def __init__(self, config: LatencyConfig, cell: Cell) -> None:
         self.config, self.cell = config, cell
-        self.folder = Path(config.out) / f"{cell.model}-{cell.backend}-{cell.imgsz_px}px-{cell.threads}threads"
+        self.shared = Path(config.out) / f"{cell.model}-{cell.backend}-{cell.imgsz_px}px-{cell.threads}threads"
+        chosen = f"{cell.target:g}-{cell.allocation}-{cell.criterion}"
+        tuned = f"{cell.epochs}epochs-batch{cell.batch}-seed{cell.seed}"
+        self.folder = self.shared / f"{chosen}-{tuned}-{cell_key(cell)}"
+        self.variant = Variant(format=BACKENDS[cell.backend], imgsz_px=cell.imgsz_px)
 
     def run(self) -> dict[str, Any]:
-        """Return the line of the record."""
-        started, config = time.perf_counter(), self.config
+        """Return the line of the record.
+
+        Raises:
+            InfeasibleTargetError: The target cannot be reached, or was not confirmed.
+        """
+        started, cell = time.perf_counter(), self.cell
         found = profile(
             ProfileConfig(
-                model=config.model, out=str(self.folder / "profile"), backend=self.cell.backend,
-                imgsz=self.cell.imgsz_px, threads=config.threads, candidates=config.candidates,
+                model=self.config.model, out=str(self.shared / f"profile-{cell.candidates}"), backend=cell.backend,
+                imgsz=cell.imgsz_px, threads=cell.threads, candidates=cell.candidates,
             )
         )  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
-            slim = Path(folder, "slim.pt")
-            pruned = self._prune(slim, target_latency=self.cell.target, profile=str(found.path))
-            assert pruned.latency is not None  # it was asked for
-            assert pruned.latency.timed is not None
-            line: dict[str, Any] = {
-                "cell": dataclasses.asdict(self.cell),
-                "profile_error": found.profile.fit.error,
-                "multiple": found.profile.fit.multiple,
-                "predicted": pruned.latency.predicted,
-                "confirmed": pruned.latency.timed.ratio,
-                "macs_kept": pruned.plan.after.macs / pruned.plan.before.macs,
-                "fresh": self._fresh(slim),
-            }
-            if config.epochs:
-                line["by_latency"] = {"ratio": line["fresh"]["ratio"], "map50_95": self._tuned("latency", slim)}
-                line["by_macs"] = self._by_macs(line["fresh"]["ratio"], found.profile, Path(folder))
+        slim = self._pruned("by_latency", target_latency=cell.target, profile=str(found.path))
+        marker = getattr(read_checkpoint(slim).model, MARKER)
+        choice, fresh = marker["plan"]["choice"], self._timed("by_latency", slim)
+        line: dict[str, Any] = {
+            "cell": dataclasses.asdict(cell),
+            "machine": dataclasses.asdict(found.profile.machine),
+            "profile_error": found.profile.fit.error,
+            "multiple": found.profile.fit.multiple,
+            "predicted": choice["predicted"],
+            "confirmed": choice["timed"]["ratio"],
+            "macs_kept": marker["after"]["macs"] / marker["before"]["macs"],
+            "fresh": fresh,
+        }
+        if cell.epochs:
+            line["by_latency"] = {"ratio": fresh["ratio"], "map50_95": self._tuned("latency", slim)}
+            line["by_macs"] = self._by_macs(fresh["ratio"], found.profile.fit.multiple)
         return {**line, "seconds": round(time.perf_counter() - started)}
 
-    def _prune(self, out: Path, **target: Any) -> PruneResult:
-        config, cell = self.config, self.cell
-        looks: dict[str, Any] = {}
-        if CRITERIA[cell.criterion].needs:
-            looks = {"data": config.data, "batch": config.batch}
-        shared: dict[str, Any] = {"criterion": cell.criterion, "allocation": cell.allocation, "imgsz": cell.imgsz_px}
-        return prune(PruneConfig(model=config.model, out=str(out), **shared, **looks, **target))
+    def _pruned(self, name: str, **target: Any) -> Path:
+        """Return the slim model of a target."""
+        config, cell, out = self.config, self.cell, self.folder / f"{name}.pt"
+        if not out.is_file():
+            looks: dict[str, Any] = {}
+            if CRITERIA[cell.criterion].needs:
+                looks = {"data": config.data, "batch": cell.batch}
+            looks |= {"criterion": cell.criterion, "allocation": cell.allocation, "imgsz": cell.imgsz_px}
+            prune(PruneConfig(model=config.model, out=str(out), **looks, **target))
+        return out
+
+    def _timed(self, name: str, slim: Path) -> dict[str, float]:
+        """Return slim / dense as a process of its own measured it."""
+        path = self.folder / f"{name}.json"
+        if not path.is_file():
+            write_json(path, self._fresh(slim))
+        found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        return found
 
     def _fresh(self, slim: Path) -> dict[str, float]:
-        """Return slim / dense as a process of its own measures it."""
+        """Measure slim / dense in a process of its own."""
+        dense = self._dense()
         with tempfile.TemporaryDirectory() as name:
-            folder, variant = Path(name), Variant(format=BACKENDS[self.cell.backend], imgsz_px=self.cell.imgsz_px)
-            dense = export_one(Path(self.config.model), folder / "dense", variant)
-            artefact = export_one(slim, folder / "slim", variant)
+            artefact, times = export_one(slim, Path(name), self.variant), Path(name, "times.json")
             words = [f"models=[{dense},{artefact}]", f"imgsz={self.cell.imgsz_px}", f"threads={self.cell.threads}"]
-            words += [f"runs={self.config.runs}", "boxes=false", "memory=false", f"json={folder / 'times.json'}"]
+            words += [f"runs={self.cell.runs}", "boxes=false", "memory=false", f"json={times}"]
             command = [sys.executable, "-m", "yolo_prune", "benchmark", *words]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            report = BenchmarkReport.from_json(json.loads((folder / "times.json").read_text()))
+            report = BenchmarkReport.from_json(json.loads(times.read_text(encoding="utf-8")))
         return dataclasses.asdict(Timed.between(report.entry(str(artefact)), report.entry(str(dense))))
 
-    def _by_macs(self, ratio: float, known: Profile, folder: Path) -> dict[str, float]:
-        """Return mAP of the model for a MACs target that is as fast: its target is halved in on by timing."""
-        low, high, best = 0.05, 0.95, dict[str, float]()
-        for number in range(8):
-            middle, path = (low + high) / 2.0, folder / f"macs{number}.pt"
-            self._prune(path, target_macs=middle, round_to=known.fit.multiple)
-            timed = self._fresh(path)["ratio"]
-            if not best or abs(timed - ratio) < abs(best["ratio"] - ratio):
-                best = {"ratio": timed, "target_macs": middle, "number": number}
-            if abs(timed / ratio - 1.0) < SAME:
+    def _dense(self) -> Path:
+        """Return the dense artefact."""
+        model, folder = Path(self.config.model), self.shared / "dense"
+        artefact = self.variant.path(folder, model.stem)
+        return artefact if artefact.exists() else export_one(model, folder, self.variant)
+
+    def _by_macs(self, ratio: float, multiple: int) -> dict[str, Any]:
+        """Return mAP of the model for a MACs target that is as fast: its target is halved in on by timing.
+
+        The nearest of several timings was picked because it was near, so it is too good to be told: it is timed afresh.
+        """
+        low, high, tried = 0.05, 0.95, dict[Path, tuple[float, float]]()
+        for number in range(TRIES):
+            middle = (low + high) / 2.0
+            try:
+                slim = self._pruned(f"by_macs{number}", target_macs=middle, round_to=multiple)
+            except InfeasibleTargetError:
+                if not tried and number == TRIES - 1:
+                    raise
+                low = middle  # the floors are above it
+                continue
+            timed = self._timed(slim.stem, slim)["ratio"]
+            tried[slim] = (timed, middle)
+            if _off(timed, ratio) < SAME:
                 break
             low, high = (middle, high) if timed < ratio else (low, middle)
-        best["map50_95"] = self._tuned("macs", folder / f"macs{int(best.pop('number'))}.pt")
-        return best
+        nearest = min(tried, key=lambda slim: _off(tried[slim][0], ratio))
+        again = self._timed("by_macs_again", nearest)["ratio"]
+        return {
+            "ratio": again,
+            "target_macs": tried[nearest][1],
+            "matched": _off(again, ratio) <= MATCHED,
+            "map50_95": self._tuned("macs", nearest),
+        }
 
     def _tuned(self, name: str, slim: Path) -> float:
         """Return mAP50-95 on val after the fine-tune."""
         config, cell = self.config, self.cell
-        # Named by what it starts from: timings, and with them the channels, differ a little from one try to another.
-        folder = self.folder / f"{name}-{cell.target:g}-seed{cell.seed}-{sha256(slim)[:8]}"
-        settings = {**TRAINING, **OFTEN, "epochs": cell.epochs, "imgsz": cell.imgsz_px, "batch": config.batch}
+        settings = {**TRAINING, **OFTEN, "epochs": cell.epochs, "imgsz": cell.imgsz_px, "batch": cell.batch}
         settings |= {"seed": cell.seed, "workers": config.workers}
-        best = train_in(folder, slim, Path(config.data), settings)
+        best = train_in(self.folder / name, slim, Path(config.data), settings)
         return evaluate(
-            best, data=Path(config.data), split="val", imgsz_px=cell.imgsz_px, batch=config.batch,
+            best, data=Path(config.data), split="val", imgsz_px=cell.imgsz_px, batch=cell.batch,
             workers=config.workers,
         ).map50_95  # fmt: skip
+
+
+def _off(ratio: float, wanted: float) -> float:
+    return abs(ratio / wanted - 1.0)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,13 @@ python tools/bench_search.py model=best.pt data=bccd/data.yaml out=runs/search i
 
 Random candidates within a budget are scored on held-out training images, once with recalibrated batch norms and once
 as pruned, and then fine-tuned, all alike. Each is a folder in `out`, in which a killed training goes on, and in the end
-a line of the record, which is only ever appended to. Beside that: how many candidates a second the closed form prices,
-and whether it counts what a forward pass counts.
+a line of the record, which is only ever appended to. Lines of their own beside that: how many candidates a second the
+closed form prices, and whether it counts what a forward pass counts.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
 import sys
 import time
 from functools import cache, partial
@@ -23,15 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 from bench_recipes import TRAINING
-from cells import run_missing
+from cells import cell_key, run_missing
 from recipes import OFTEN
 from search_figures import SearchFigures
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from yolo_prune.allocation import Budget, Constraints
 from yolo_prune.allocation.budget import lowest_go, solver_for
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
+from yolo_prune.device.machine import describe_machine
 from yolo_prune.files import sha256
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, write_slim
@@ -60,7 +59,7 @@ class SearchBenchConfig:
     data: str = setting(help="data yaml with train and val")
     out: str = setting("runs/search", help="folder of the candidates")
     candidates: int = setting(16, help="candidates that are scored and fine-tuned")
-    criteria: list[str] = setting(["l1"], help=f"of: {', '.join(CRITERIA)}; the paper's is l1")
+    criteria: list[str] = setting(["taylor"], help=f"of: {', '.join(CRITERIA)}; the paper's is l1")
     target_macs: float = setting(0.5, help="fraction of the MACs that they keep")
     largest: float = setting(0.7, help="largest fraction of a group that is drawn")
     epochs: int = setting(10, help="epochs of each fine-tune", unit="epochs")
@@ -92,21 +91,48 @@ class Cell:
     batch: int
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pricing:
+    """How many candidates a second are priced."""
+
+    kind: str = "pricing"
+    model: str
+    imgsz_px: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counting:
+    """Whether random candidates have the MACs that they are priced at."""
+
+    kind: str = "counting"
+    model: str
+    imgsz_px: int
+    candidates: int
+    seed: int
+
+
 def bench(config: SearchBenchConfig) -> SearchFigures:
     """Price candidates, and run every cell that the record lacks."""
     for criterion in config.criteria:
         require_choice("criterion", criterion, CRITERIA)
     for split in ("train", "val"):
         require_split(Path(config.data), split)
-    source, record = read_checkpoint(Path(config.model)), Path(config.record)
+    source = read_checkpoint(Path(config.model))
     graph = trace_model(source.model)
-    pricing = priced(graph, config.imgsz)
-    if config.counted:
-        pricing["counted"] = counted(source, graph, config)
     laboratories = {name: cache(partial(Laboratory, config, source, graph, name)) for name in config.criteria}
-    cells = [_cell(config, criterion, number) for criterion in config.criteria for number in range(config.candidates)]
-    lines = run_missing(record, cells, lambda cell: laboratories[cell.criterion]().run(cell))
-    return SearchFigures(lines=lines, pricing=pricing)
+
+    def run(cell: Cell | Pricing | Counting) -> dict[str, Any]:
+        if isinstance(cell, Cell):
+            return laboratories[cell.criterion]().run(cell)
+        found = priced(graph, config.imgsz) if isinstance(cell, Pricing) else counted(source, graph, config)
+        return {"cell": dataclasses.asdict(cell), **found}
+
+    model = source.sha256[:12]
+    cells: list[Cell | Pricing | Counting] = [Pricing(model=model, imgsz_px=config.imgsz)]
+    if config.counted:
+        cells += [Counting(model=model, imgsz_px=config.imgsz, candidates=config.counted, seed=config.seed)]
+    cells += [_cell(config, criterion, number) for criterion in config.criteria for number in range(config.candidates)]
+    return SearchFigures(lines=run_missing(Path(config.record), cells, run))
 
 
 def _cell(config: SearchBenchConfig, criterion: str, number: int) -> Cell:
@@ -135,12 +161,17 @@ class Laboratory:
     def run(self, cell: Cell) -> dict[str, Any]:
         """Return the line of the record."""
         started, candidate = time.perf_counter(), self._sampler.draw(cell.number)
-        key = hashlib.sha256(json.dumps(dataclasses.asdict(cell)).encode()).hexdigest()[:8]
-        folder = Path(self._config.out) / f"{cell.data}-{cell.criterion}-{cell.target_macs:g}-{cell.number}-{key}"
+        name = f"{cell.data}-{cell.criterion}-{cell.target_macs:g}-{cell.number}-{cell_key(cell)}"
+        folder = Path(self._config.out) / name
         keep = lowest_go(self._graph, self._scores, candidate.widths)
         slim = slim_copy(self._source.model, self._graph, keep)
+        macs, whole = (
+            self._graph.cost.macs(widths, imgsz_px=cell.imgsz_px) for widths in (candidate.widths, self._graph.widths())
+        )
         line = {
             "cell": dataclasses.asdict(cell),
+            "macs": int(macs),
+            "macs_kept": float(macs / whole),
             "recalibrated": self._scorer.score(slim),
             "as_pruned": self._scorer.score(slim, recalibrated=False),
         }
@@ -165,16 +196,12 @@ def priced(graph: ChannelGraph, imgsz_px: int) -> dict[str, Any]:
     """Return how many candidates a second are priced on one core, the median of several turns."""
     widths, rates = graph.widths(), list[float]()
     kept = np.random.default_rng(0).integers(1, widths + 1, size=(BATCH, len(widths)))
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})  # numpy's threads do not ask torch
-    try:
+    with threadpool_limits(1):  # the matrix products of numpy, which do not ask torch
         for _ in range(7):
             started = time.perf_counter()
             graph.cost.macs(kept, imgsz_px=imgsz_px)
             rates.append(BATCH / (time.perf_counter() - started))
-    finally:
-        os.sched_setaffinity(0, cores)
-    return {"a_second": round(float(np.median(rates)))}
+    return {"a_second": round(float(np.median(rates))), "machine": dataclasses.asdict(describe_machine({}))}
 
 
 def counted(source: Checkpoint, graph: ChannelGraph, config: SearchBenchConfig) -> dict[str, int]:
@@ -187,7 +214,7 @@ def counted(source: Checkpoint, graph: ChannelGraph, config: SearchBenchConfig) 
         widths = solver.settle(graph.widths() * generator.uniform(0.1, 1.0, size=len(graph.groups)))
         slim = slim_copy(source.model, graph, lowest_go(graph, scores, widths))
         equal += counted_macs(slim, image) == int(graph.cost.macs(widths, imgsz_px=config.imgsz))
-    return {"candidates": config.counted, "equal": equal}
+    return {"equal": equal}
 
 
 if __name__ == "__main__":

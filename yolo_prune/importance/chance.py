@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from yolo_prune.channels import AxisKey, ChannelGraph
-from yolo_prune.importance.base import FloatArray, Normalization, filters
+from yolo_prune.importance.base import Criterion, FloatArray, Normalization, filters
 from yolo_prune.importance.evidence import Evidence, Need
 
 
@@ -36,3 +36,8 @@ class Chance:
 
 
 RANDOM = Chance()
+
+
+def seeded(criterion: Criterion, seed: int) -> Criterion:
+    """Return a criterion whose numbers come of a seed; one that draws none is returned as it is."""
+    return replace(criterion, seed=seed) if isinstance(criterion, Chance) else criterion

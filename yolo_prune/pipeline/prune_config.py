@@ -11,6 +11,7 @@ from yolo_prune.configuration import changed, json_setting, read_mapping, requir
 from yolo_prune.errors import ConfigError
 from yolo_prune.export.profile import Profile
 from yolo_prune.hosts.refusals import require_imgsz
+from yolo_prune.importance.chance import RANDOM
 from yolo_prune.importance.plugged import BY_FILTERS, CRITERIA
 from yolo_prune.search.sensitivities import Sensitivities
 
@@ -35,6 +36,7 @@ class PruneConfig:
     normalization: str | None = setting(
         None, help="none or mean (divide by the group's mean); default: the criterion's"
     )
+    seed: int = setting(0, help="seed of criterion=random")
     min_channels: int = setting(8, help="fewest that a group keeps", unit="channels")
     max_fraction: float = setting(0.9, help="largest fraction of a group that may go")
     round_to: int | None = setting(
@@ -61,8 +63,8 @@ ROUND_TO = 8
 """Widths are multiples of this unless something else is known; most kernels like it."""
 
 CHOICES = ("target_macs", "target_params", "target_latency", "profile", "criterion", "allocation", "reduction",
-           "consumers", "normalization", "min_channels", "max_fraction", "round_to", "attention", "batches", "ratios",
-           "sensitivity")  # fmt: skip
+           "consumers", "normalization", "seed", "min_channels", "max_fraction", "round_to", "attention", "batches",
+           "ratios", "sensitivity")  # fmt: skip
 """Settings that choose channels, which a plan has done already."""
 
 
@@ -111,6 +113,12 @@ def choices(config: PruneConfig) -> Choices:
             f"consumers=true with criterion={config.criterion}, which looks at no filters",
             expected=f"one that does: {', '.join(sorted(BY_FILTERS))}",
         )
+    if config.seed and config.criterion != RANDOM.name:
+        raise ConfigError(
+            f"seed={config.seed} with criterion={config.criterion}, which draws nothing",
+            expected=f"criterion={RANDOM.name}",
+        )
+    require_least(config, seed=0)
     require_choice("attention", config.attention, ATTENTION)
     targets = {"macs": config.target_macs, "params": config.target_params, "latency": config.target_latency}
     given = {unit: ratio for unit, ratio in targets.items() if ratio is not None}

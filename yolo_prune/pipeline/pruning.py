@@ -15,6 +15,7 @@ from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.files import require_new_outputs
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.importance import Evidence, score_channels
+from yolo_prune.importance.chance import RANDOM, seeded
 from yolo_prune.importance.evidence import Need
 from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.pipeline.latency import LatencyOutcome, Timing, keep_for_latency
@@ -181,7 +182,7 @@ def make_plan(
 ) -> tuple[PrunePlan, LatencyOutcome | None]:
     """Choose the channels to keep; with a target for it, by latency."""
     allocation = chosen.allocation_of(source.sha256, config.criterion)
-    criterion = CRITERIA[config.criterion]
+    criterion = seeded(CRITERIA[config.criterion], config.seed)
     scores = score_channels(
         graph,
         host.collect(source.model, graph, criterion.needs, config)
@@ -216,6 +217,8 @@ def make_plan(
         choice["allocation"] = "sensitivity"
     if outcome is not None:
         choice |= outcome.to_json()
+    if config.criterion == RANDOM.name:
+        choice["seed"] = config.seed
     if criterion.needs:
         choice |= {"data": Path(str(config.data)).name, "batches": config.batches, "batch": config.batch}
     return plan_from_keep(graph, keep, source_sha256=source.sha256, imgsz_px=config.imgsz, choice=choice), outcome
