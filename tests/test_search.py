@@ -16,7 +16,8 @@ import pytest
 import torch
 from models import lively
 
-from yolo_prune.allocation import Budget, Constraints, WidthSolver
+import yolo_prune.pipeline.search as search_module
+from yolo_prune.allocation import Allocation, Budget, Constraints, WidthSolver, allocate
 from yolo_prune.allocation.budget import lowest_go
 from yolo_prune.allocation.latency import LatencyModel, fit_latency
 from yolo_prune.allocation.paths import Ratios
@@ -344,6 +345,63 @@ class TestCurves:
         assert list(found) == ["model.2.m.0.cv1.conv"]
         assert found["model.2.m.0.cv1.conv"].removed == pytest.approx((0.25, 0.5))
         assert found["model.2.m.0.cv1.conv"].drops == pytest.approx((-0.02, 0.1))
+
+    def test_a_head_may_go_whole_and_two_cuts_may_leave_a_group_alike(self):
+        """Whole heads: the group of a head that went lost all of its channels, at the drop that was seen."""
+        graph = trace_model(lively("yolo12n"))
+        solver = WidthSolver(graph, Constraints(attention="heads"))
+        cuts = []
+        for unit in solver.units:
+            wish = graph.widths().astype(float)
+            wish[unit.groups] *= 0.5
+            cuts.append(solver.settle(wish))
+        kept = next(cut for cut in cuts if not cut.all())
+        lines = {0: {"widths": graph.widths().tolist(), "score": 0.6}}
+        lines |= {number: {"widths": kept.tolist(), "score": score} for number, score in ((1, 0.5), (2, 0.4))}
+        found = curves(graph, lines)
+        gone = [curve for curve in found.values() if curve.removed == (1.0,)]
+        assert gone
+        assert all(curve.drops == pytest.approx((0.2,)) for curve in gone)
+        allocation = Allocation(constraints=Constraints(attention="heads"), drops=found)
+        keep = allocate(graph, np.ones(graph.channel_count), Budget(unit="macs", ratio=0.9), allocation)
+        assert float(graph.cost.macs(graph.kept_widths(keep), imgsz_px=640)) > 0
+
+
+class TestScoresOfChannels:
+    """`importance.npy` belongs to the settings beside it."""
+
+    def begun(self, command: Any, model: Path, data: Path, folder: Path) -> bytes:
+        assert command(*words_for(model, data, folder, candidates=1, criterion="l1")).code == 0
+        return (folder / "importance.npy").read_bytes()
+
+    @pytest.mark.slow
+    def test_another_process_with_other_settings_leaves_them_alone(
+        self, command, dense_checkpoint, tiny_data, tmp_path, monkeypatch
+    ):
+        """It looked at the folder before the first process began it."""
+        folder = tmp_path / "s"
+        words = words_for(dense_checkpoint, tiny_data, folder, candidates=1, criterion="fpgm")
+        real, kept = search_module._searched, list[bytes]()
+
+        def meanwhile(*args: Any) -> Any:
+            monkeypatch.setattr(search_module, "_searched", real)
+            kept.append(self.begun(command, dense_checkpoint, tiny_data, folder))
+            return real(*args)
+
+        monkeypatch.setattr(search_module, "_searched", meanwhile)
+        refused = command(*words)
+        assert refused.code == 2
+        assert "meanwhile" in refused.err
+        assert (folder / "importance.npy").read_bytes() == kept[0]
+
+    @pytest.mark.slow
+    def test_a_kill_before_the_first_line_leaves_a_folder_that_goes_on(
+        self, command, dense_checkpoint, tiny_data, tmp_path
+    ):
+        folder = tmp_path / "s"
+        scores = self.begun(command, dense_checkpoint, tiny_data, folder)
+        (folder / "candidates.jsonl").unlink()
+        assert self.begun(command, dense_checkpoint, tiny_data, folder) == scores
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from test_search import numbered, words_for
 
-from yolo_prune.errors import ConfigError, MissingDependencyError
-from yolo_prune.search.workers import TRIES, InProcess, connected, on_ray
+from yolo_prune.errors import ConfigError, MissingDependencyError, WorkerError
+from yolo_prune.search.workers import TRIES, InProcess, RayPool, connected, on_ray
 
 HERE = Path(__file__).parent
 
@@ -98,6 +98,86 @@ def ancestors(process: int) -> list[int]:
         process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
         found.append(process)
     return found
+
+
+class FakeRay:
+    """A cluster of two cores on which workers start, or do not; tasks are done at once.
+
+    Args:
+        failing: How many workers die on their way before one comes; None for all.
+        places: Cores.
+        silent: Nobody ever answers.
+    """
+
+    class exceptions:  # noqa: N801  # Ray's own name
+        class RayError(Exception):
+            pass
+
+        class RayTaskError(RayError):
+            pass
+
+    def __init__(self, failing: int | None, *, places: int = 2, silent: bool = False) -> None:
+        self.failing, self.places, self.silent, self.hired = failing, places, silent, 0
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": float(self.places)}}]
+
+    def remote(self, **_: Any) -> Any:
+        ray = self
+
+        class Remote:
+            def __init__(self, function: Any) -> None:
+                self.remote = function
+
+        class Actor:
+            def __init__(self, kind: Any) -> None:
+                self._kind = kind
+
+            def remote(self, make: Any) -> Any:
+                ray.hired += 1
+                number, worker = ray.hired, self._kind(make)
+                dies = ray.failing is None or number <= ray.failing
+                handle = type("Handle", (), {})()
+                handle.ready = Remote(lambda: ("error" if dies else "fine", number, None))
+                handle.work = Remote(lambda task: ("fine", (number, task), worker.work(task)))
+                return handle
+
+        return Actor
+
+    def wait(self, promises: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        return ([], promises) if self.silent else (promises[:1], promises[1:])
+
+    def get(self, promise: Any) -> Any:
+        if promise[0] == "error":
+            raise self.exceptions.RayTaskError("ray::_Worker() at host\nModuleNotFoundError: nothing here")
+        return promise[2]
+
+
+class TestWorkersThatDoNotCome:
+    def test_are_replaced_while_some_come(self):
+        ray = FakeRay(failing=3)
+        pool = RayPool(ray, lambda: abs, cpus=1, gpus=0.0)
+        assert dict(pool.work_off({number: -number for number in range(5)})) == {number: number for number in range(5)}
+        assert ray.hired == 5  # three died, two places
+
+    def test_end_the_work_where_none_comes(self):
+        ray = FakeRay(failing=None)
+        pool = RayPool(ray, lambda: abs, cpus=1, gpus=0.0)
+        with pytest.raises(WorkerError, match="6 workers died before their first task: ModuleNotFoundError"):
+            list(pool.work_off({0: 1}))
+        assert ray.hired <= TRIES * ray.places + 1
+
+    def test_are_not_waited_for_for_ever(self):
+        pool = RayPool(FakeRay(failing=0, silent=True), lambda: abs, cpus=1, gpus=0.0)
+        with pytest.raises(WorkerError, match="no worker came"):
+            list(pool.work_off({0: 1}))
+
+    def test_have_no_room(self):
+        with pytest.raises(ConfigError, match="1 CPU cores and 0 GPUs"):
+            RayPool(FakeRay(failing=0, places=1), lambda: abs, cpus=2, gpus=0.0)
 
 
 class TestBadInput:

@@ -95,7 +95,7 @@ class DropCurve:
     """What the removal of parts of one group was seen to cost.
 
     Attributes:
-        removed: Fractions of the group, ascending, above 0.
+        removed: Fractions of the group, ascending, above 0; 1 at most, where the whole group may go, as a head does.
         drops: Loss of the score at each; below 0 where it rose.
 
     Raises:
@@ -106,11 +106,11 @@ class DropCurve:
     drops: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        places = [0.0, *self.removed, 1.0]
+        places = [0.0, *self.removed]
         if len(self.removed) != len(self.drops) or not np.isfinite(self.drops).all():
             raise ConfigError(f"drops {self.drops} at {self.removed}", expected="a number for each fraction")
-        if any(high <= low for low, high in pairwise(places)):
-            raise ConfigError(f"fractions {self.removed}", expected="ascending ones between 0 and 1")
+        if any(high <= low for low, high in pairwise(places)) or places[-1] > 1.0:
+            raise ConfigError(f"fractions {self.removed}", expected="ascending ones above 0 and up to 1")
 
 
 class EqualDrop:
@@ -121,7 +121,7 @@ class EqualDrop:
     Args:
         graph: The channel graph.
         drops: Curves by group name, between whose points is interpolated; behind the last one, and for groups without
-            one, an even slope leads to twice the largest drop for the whole group.
+            one, an even slope leads to twice the largest drop for the whole group, unless that was measured.
     """
 
     steps = 10_000
@@ -139,8 +139,10 @@ class EqualDrop:
 
     def _curve(self, known: DropCurve | None) -> tuple[FloatArray, FloatArray]:
         """Return drops that only grow, and the fraction removed at each: from nothing to the whole group."""
-        removed = np.array([0.0, *(known.removed if known else ()), 1.0])
-        drops = np.array([0.0, *(known.drops if known else ()), 2.0 * self._most])
+        removed = np.array([0.0, *(known.removed if known else ())])
+        drops = np.array([0.0, *(known.drops if known else ())])
+        if removed[-1] < 1.0:
+            removed, drops = np.append(removed, 1.0), np.append(drops, 2.0 * self._most)
         # Never falling, and rising a little where the score did not: an even slope there is the least guess.
         return np.maximum.accumulate(drops) + TELLABLE * removed, removed
 

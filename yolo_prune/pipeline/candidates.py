@@ -213,7 +213,7 @@ class Candidates:
     def scores(self) -> FloatArray:
         """One score per channel; the lowest of each group go."""
         file = self.folder / SCORES
-        if self.lines and file.is_file():  # another device would compute them a little differently
+        if file.is_file():  # another device would compute them a little differently
             known: FloatArray = np.load(file)
             return known
         here = self._images if torch.cuda.is_available() else replace(self._images, device="cpu")
@@ -266,7 +266,14 @@ class Candidates:
             YoloPruneError: Ray is missing or does not answer, or its workers keep dying.
         """
         left = {number: tasks[number] for number in tasks if number not in self.lines}
-        for number, result in self._workers().work_off(left) if left else ():
+        if not left:
+            return
+        workers, scores = self._workers(), self.scores  # where they cannot be had, no folder is begun
+        if not (self.folder / SCORES).is_file():
+            self.record.begin()
+            with new_file(self.folder / SCORES) as temporary:
+                np.save(temporary, scores)
+        for number, result in workers.work_off(left):
             widths = tasks[number]
             line = {
                 "number": number,
@@ -276,9 +283,6 @@ class Candidates:
                 **notes[number],
                 "widths": widths.tolist(),
             }
-            if not self.lines:
-                with new_file(self.folder / SCORES, replace=True) as temporary:
-                    np.save(temporary, self.scores)
             self.record.add(line)
             print(f"candidate {number} ({len(self.lines)} scored): {line['score']:.3f}", flush=True)
 

@@ -59,8 +59,12 @@ class Record:
     def __exit__(self, *error: object) -> None:
         self._held.close()
 
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Append a line, which has a `number`."""
+    def begin(self) -> None:
+        """Take the folder, with the settings in it: whatever else stands there then belongs to them.
+
+        Raises:
+            OutputError: Another process works there, or began it meanwhile.
+        """
         if not self._claimed:
             self._claim()
             if (self.folder / SETTINGS).is_file():
@@ -71,6 +75,10 @@ class Record:
                 )
         if not (self.folder / SETTINGS).is_file():
             write_json(self.folder / SETTINGS, self._settings)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Append a line, which has a `number`."""
+        self.begin()
         append_line(self._file, line)
         self.lines[line["number"]] = dict(line)
 

@@ -115,14 +115,14 @@ def curves(graph: ChannelGraph, lines: Mapping[int, Mapping[str, Any]]) -> dict[
         lines: The dense model's line under `DENSE`, and those of the cuts, by number.
     """
     widths, dense = graph.widths(), lines[DENSE]["score"]
-    points: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, dict[float, float]] = {}
     for number in sorted(lines):
         removed = 1.0 - np.array(lines[number]["widths"]) / widths
         for index in np.flatnonzero(removed):
-            point = (float(removed[index]), dense - lines[number]["score"])
-            points.setdefault(graph.groups[index].name, []).append(point)
-    sorted_points = {name: sorted(found) for name, found in points.items()}
+            found, gone = points.setdefault(graph.groups[index].name, {}), float(removed[index])
+            # Two cuts of tied groups can leave one of them alike: the worse one counts.
+            found[gone] = max(found.get(gone, -np.inf), dense - lines[number]["score"])
     return {
-        name: DropCurve(removed=tuple(one for one, _ in found), drops=tuple(drop for _, drop in found))
-        for name, found in sorted_points.items()
+        name: DropCurve(removed=tuple(sorted(found)), drops=tuple(found[gone] for gone in sorted(found)))
+        for name, found in points.items()
     }

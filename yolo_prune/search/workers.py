@@ -130,6 +130,7 @@ class RayPool:
             raise ConfigError(f"hosts with {found}", expected=f"one with {cpus} cores and {gpus:g} GPUs for a worker")
         self._coming: dict[Any, Any] = {}
         self._idle: list[Any] = []
+        self._lost = 0  # workers that died on their way since one came
 
     def work_off(self, tasks: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
         """Yield the result of each task as it is done."""
@@ -173,11 +174,25 @@ class RayPool:
         self._coming[worker.ready.remote()] = worker
 
     def _greet(self, promise: Any) -> None:
-        """Let a worker in that has come; one that died on its way is forgotten, and another one will be hired."""
+        """Let a worker in that has come; one that died on its way is forgotten, and another one will be hired.
+
+        Raises:
+            WorkerError: As many have died as every place would have tried, and none came.
+        """
         worker = self._coming.pop(promise)
-        with contextlib.suppress(self._ray.exceptions.RayError):
+        try:
             self._ray.get(promise)
-            self._idle.append(worker)
+        except self._ray.exceptions.RayError as error:
+            self._lost += 1
+            if self._lost >= TRIES * self._room:
+                raise WorkerError(
+                    f"{self._lost} workers died before their first task: {_last_line(error)}",
+                    expected="workers that start",
+                    remedy="the package and what it needs, in the same version, on every host of the cluster",
+                ) from error
+            return
+        self._lost = 0
+        self._idle.append(worker)
 
     def _result(self, promise: Any, number: int, deaths: collections.Counter[int]) -> Any:
         """Return the result of a task, or that its worker is dead.
@@ -193,9 +208,18 @@ class RayPool:
         except self._ray.exceptions.RayError as error:
             deaths[number] += 1
             if deaths[number] >= TRIES:
-                how = str(error).strip().partition("\n")[0]
-                raise WorkerError(f"{TRIES} workers died of task {number}: {how}") from error
+                raise WorkerError(f"{TRIES} workers died of task {number}: {_first_line(error)}") from error
             return _DEAD
+
+
+def _first_line(error: Exception) -> str:
+    """Return how a worker died; Ray tells more of it below."""
+    return str(error).strip().partition("\n")[0]
+
+
+def _last_line(error: Exception) -> str:
+    """Return what a worker raised; Ray tells where above it."""
+    return str(error).strip().rpartition("\n")[2]
 
 
 _DEAD = object()
