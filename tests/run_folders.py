@@ -9,6 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from yolo_prune.hosts.ultralytics.records import FILES
+
 HOSTILE = "<script>alert('x')</script> & \"$\\alpha$\" äöü.jpg"
 """A name that would run, break an attribute, or be set as mathematics."""
 
@@ -79,6 +81,36 @@ SPARSITY = {
     ],
 }  # fmt: skip
 
+BY_METHOD: dict[str, dict[str, Any]] = {
+    "pruning": {
+        "options": {"criterion": "taylor", "allocation": "uniform"}, "macs": 1000.0, "imgsz_px": 320,
+        "steps": [{"step": 1, "epoch": 2, "after": {"macs": 813, "params": 29_000}},
+                  {"step": 2, "epoch": 4, "after": {"macs": 487, "params": 17_000}}],
+    },
+    "resrep": {
+        "options": {"target": 0.6}, "strength": 0.00123, "momentum": 0.99, "reachable": 0.3,
+        "epochs": [{"epoch": 1, "masked": 0.0, "macs": 1.0}, {"epoch": 2, "masked": 0.21, "macs": 0.7123},
+                   {"epoch": 3, "masked": 0.345, "macs": 0.5991}],
+        "converted": {"macs": 0.5991, "difference": 3.21e-13, "max_abs_error": 2e-14},
+    },
+    "stripes": {
+        "options": {"target": 0.6, "threshold": 0.01}, "macs": 1000.0, "stripes": 45_000, "strength": 0.000321,
+        "epochs": [{"epoch": 1, "dead": 9_000, "kept_macs": 0.8123}, {"epoch": 2, "dead": 21_000, "kept_macs": 0.5987}],
+    },
+    "grafting": {
+        "options": {"mode": "external"}, "best": "net2", "fitness": {"net1": 0.4321, "net2": 0.5432},
+        "nets": {"net1": {"seed": 0, "lr_factor": 0.5}, "net2": {"seed": 1, "lr_factor": 1.0}},
+        "epochs": [{"epoch": 1, "grafted": {"net1": 0.412, "net2": 0.588}},
+                   {"epoch": 2, "grafted": {"net1": None, "net2": None}}],
+    },
+    "unstructured": {
+        "options": {"pattern": "2:4", "amount": 0.5}, "checkpoint": "best.pt",
+        "layers": {"a": {"zeros": 50, "weights": 100}, "b": {"zeros": 151, "weights": 300}},
+        "network": {"zeros": 201, "weights": 1000},
+    },
+}  # fmt: skip
+"""Records of methods of training, by their names, with what a report reads of them."""
+
 CANDIDATES = [
     {"number": number, "macs": 530_000_000 + 1_003_000 * number, "params": 1_800_000 + number, "score": score,
      "widths": [8, 16]}
@@ -139,4 +171,6 @@ def whole_run(folder: Path) -> tuple[Path, list[str]]:
     write_lines(folder / "search" / "candidates.jsonl", CANDIDATES)
     write(folder / "search" / "latencies.json", PREDICTED)
     tuned = write_lines(folder / "tuned.jsonl", TUNED)
+    for method, record in BY_METHOD.items():
+        write(folder / "slim" / FILES[method][0], record)
     return run_folder(folder), [f"search={folder / 'search'}", f"correlation={tuned}"]

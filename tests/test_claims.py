@@ -14,6 +14,7 @@ from command_line import contents, run_settings, words_of
 
 from yolo_prune.claims import LOCK, claimed
 from yolo_prune.errors import OutputError
+from yolo_prune.hosts.ultralytics.grafting_files import epochs_done
 
 HOLD = """
 import sys
@@ -70,6 +71,11 @@ def test_what_cannot_be_locked_is_told(tmp_path):
         pytest.fail("no lock")
 
 
+def killed(times: str) -> list[str]:
+    """Return the words of a process that dies when it has saved so many checkpoints."""
+    return [sys.executable, str(Path(__file__).with_name("killed_process.py")), "on_model_save", times]
+
+
 class TestCommands:
     """Begun once, then held by another process, each refuses to go on, and leaves everything as it is."""
 
@@ -105,8 +111,19 @@ class TestCommands:
     def test_a_training_that_is_resumed(self, slim, data, desk, refused_in):
         words = [f"data={data}", "imgsz=64", "batch=8", "workers=0", "plots=false", "verbose=false", "val=false"]
         words += [f"project={desk}", "name=a"]
-        killed = [sys.executable, str(Path(__file__).with_name("killed_process.py")), "on_model_save", "1"]
-        subprocess.run([*killed, "finetune", f"model={slim}", "epochs=2", *words], check=False, capture_output=True)
+        begun = ["finetune", f"model={slim}", "epochs=2", *words]
+        subprocess.run([*killed("1"), *begun], check=False, capture_output=True)
         again = ["train", f"model={desk / 'a' / 'weights' / 'last.pt'}", "resume=true"]
         # The host's trainer notes its settings when it is made, as every resumed training does.
         assert "another process works in" in refused_in(desk / "a", again, rewritten="a/args.yaml")
+
+    @pytest.mark.slow
+    def test_networks_that_are_grafted(self, slim, data, desk, refused_in):
+        """One has saved an epoch more than the other: to resume brings it back, under a process that still trains."""
+        words = ["imgsz=32", "batch=8", "workers=0", "plots=false", "verbose=false", "val=false", "method=grafting"]
+        begun = ["train", f"model={slim}", f"data={data}", "epochs=2", f"project={desk}", "name=a", *words]
+        subprocess.run([*killed("3"), *begun], check=False, capture_output=True)
+        assert [epochs_done(desk / "a" / name) for name in ("net1", "net2")] == [2, 1]
+        again = ["train", f"model={desk / 'a' / 'net1' / 'weights' / 'last.pt'}", "resume=true"]
+        assert "another process works in" in refused_in(desk / "a", again)
+        assert "another process works in" in refused_in(desk / "a", [*begun, "exist_ok=true"])

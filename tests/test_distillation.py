@@ -13,17 +13,24 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_files import globals_named_in, save_as_host
+from command_line import contents
 from models import lively
 from random_plans import random_keep
+from resrep_cases import FLOORS, small_network
 from test_gradual import macs_in, words_for
-from test_training import KILLED, WORDS, epochs_in
+from test_training import KILLED, QUICK, WORDS, epochs_in
 from ultralytics.nn.distill_model import DistillationModel, FeatureHook
 
-from yolo_prune.hosts.slim import is_slim, widths
+from yolo_prune.claims import LOCK
+from yolo_prune.hosts.slim import MARKER, is_slim, unfinished, widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.distillation import distilled_by, optimized_parameters, with_projectors
 from yolo_prune.hosts.ultralytics.networks import bare_copy
+from yolo_prune.hosts.ultralytics.records import FILES
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
+from yolo_prune.hosts.ultralytics.unstructured import require_pattern
+from yolo_prune.pipeline.training_methods import METHODS
 from yolo_prune.surgery import silence
 
 IMAGE = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -94,6 +101,15 @@ def loss_columns(folder: Path) -> list[float]:
     return [float(row.split(",")[column]) for row in rows]
 
 
+LEARNING: dict[str, tuple[bool, dict[str, Any]]] = {
+    "resrep": (True, {"epochs": 8, "batch": 1, "nbs": 1, "warmup_epochs": 0.5, **FLOORS, "target_macs": 0.6}),
+    "stripes": (False, {"epochs": 2, "target_macs": 0.6}),
+    "unstructured": (False, {"epochs": 1, "unstructured.pattern": "2:4", "unstructured.targets": "[all]"}),
+    "grafting": (False, {"epochs": 2, "grafting.mode": "internal", "grafting.threshold": 0.9}),
+}
+"""Whether a method needs the small network, on which many steps are quick, and its settings."""
+
+
 @pytest.mark.slow
 class TestTraining:
     def test_a_slim_student_stays_slim_and_learns_from_its_teacher(
@@ -117,6 +133,35 @@ class TestTraining:
         assert [step["step"] for step in steps] == [3]
         assert macs_in(folder / "weights" / "last.pt") == steps[-1]["after"]["macs"] <= 0.4 * macs_in(dense_checkpoint)
         assert all(loss > 0 for loss in loss_columns(folder))
+
+    @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.named])
+    def test_beside_a_method_of_training(self, command, dense_checkpoint, tiny_data, tmp_path, method):
+        """Stock checkpoints with what the method does are left, and no file that a later run would not forget."""
+        small, settings = LEARNING[method]
+        model = save_as_host(small_network(), tmp_path / "small.pt") if small else dense_checkpoint
+        place = {"data": tiny_data, "project": tmp_path, "name": "a", "optimizer": "SGD", "lr0": 0.01}
+        asked = {**QUICK, **place, "method": method, "distill": model, **settings}
+        outcome = command("train", f"model={model}", *(f"{key}={value}" for key, value in asked.items()))
+        assert outcome.code == 0, outcome.err
+        folder = tmp_path / "a"
+        assert epochs_in(folder) == list(range(1, asked["epochs"] + 1))
+        assert all(loss > 0 for loss in loss_columns(folder))
+        for name in ("best.pt", "last.pt"):
+            assert not any("yolo_prune" in module for module in globals_named_in(folder / "weights" / name))
+            trained: Any = read_checkpoint(folder / "weights" / name).model
+            assert unfinished(trained) is None
+            assert not isinstance(trained, DistillationModel)
+        marker, kept = getattr(trained, MARKER, {}), macs_in(folder / "weights" / "last.pt") / macs_in(model)
+        done = {
+            "resrep": lambda: kept <= 0.6,
+            "stripes": lambda: marker["stripes"]["macs"] <= 0.6 * macs_in(model),
+            "unstructured": lambda: marker["pattern"] == "2:4" and require_pattern(trained, "2:4") is None,
+            "grafting": lambda: json.loads((folder / "grafting.json").read_text())["epochs"][0]["grafted"] > 0,
+        }
+        assert done[method]()
+        known = [*FILES[method], "args.yaml", "results.csv", LOCK, "weights/best.pt", "weights/last.pt"]
+        left = [name for name in contents(folder) if not name.endswith("/")]
+        assert not [name for name in left if not any(Path(name).match(pattern) for pattern in known)]
 
     @pytest.mark.exhaustive
     def test_with_sparsity_too_and_killed_between_two_steps(self, command, dense_checkpoint, tiny_data, tmp_path):

@@ -178,6 +178,18 @@ class TestBlending:
         assert left <= {"num_batches_tracked", "weight", "bias", "gamma", "anchors"}
         assert not [path for path in touched if ".dfl" in path]
 
+    @pytest.mark.parametrize("name", ["yolov5n", "yolov8n", "yolo11n"])
+    def test_real_networks_that_are_identical_are_a_fixed_point(self, name):
+        """Two of them, each with its average: one graft moves no bit."""
+        network, average = lively(name, seed=1), lively(name, seed=2)
+        layers, before = layers_of(network, trace_model(network).norms), states(network, average)
+        nets = [[network, average], [copy.deepcopy(network), copy.deepcopy(average)]]
+        for weights in graft_cyclically(nets, layers, Grafting()):
+            assert set(weights.values()) == {0.5}
+        for net in nets:
+            for model, expected in zip(net, before, strict=True):
+                assert all(torch.equal(value, expected[path]) for path, value in model.state_dict().items())
+
 
 class TestWithinOneNetwork:
     def weak(self, seed: int = 0) -> Small:

@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_files import save_as_host
+from command_line import contents
 from models import lively
+from resrep_cases import small_network
 from test_gradual import words_for
+from test_run import write_settings
 from test_training import epochs_in
 
 from yolo_prune.hosts.slim import widths
@@ -96,6 +99,58 @@ def test_a_killed_run_ends_like_one_that_was_not(undisturbed, command, dense_che
         assert [epoch["epoch"] for epoch in after["epochs"]] == list(range(6))
     else:
         assert after["steps"] == record_of(whole)["steps"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, tiny_data):
+    """What `run` is given but for its folder, a folder of a run that nobody killed, and how long that took."""
+    desk = tmp_path_factory.mktemp("run")
+    model = save_as_host(small_network(), desk / "dense.pt")
+    started = time.monotonic()
+    assert start_run(desk, model, tiny_data).wait(timeout=300) == 0
+    return model, desk / "run", time.monotonic() - started
+
+
+def start_run(desk: Path, model: Path, data: Path) -> subprocess.Popen:
+    settings = write_settings(desk / "settings.yaml", data, model=str(model))
+    command = [sys.executable, "-m", "yolo_prune", "run", str(settings)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """Return the records of a run's stages without timings, hashes of checkpoints (which hold a date) and its path."""
+    texts = {path.stem: path.read_text() for path in (folder / "stages").glob("*.json")}
+    found = {name: json.loads(text.replace(str(folder), "RUN")) for name, text in texts.items()}
+    found["benchmark"] = [entry["name"] for entry in found["benchmark"]["entries"]]
+    found["prune"]["plan"].pop("source_sha256")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_a_killed_run_of_all_stages_ends_with_the_same_files(whole_run, command, tiny_data, tmp_path, seed):
+    """At any moment of its whole length. A training that is resumed draws other numbers: its weights are others."""
+    model, whole, seconds = whole_run
+    process, folder = start_run(tmp_path, model, tiny_data), tmp_path / "run"
+    time.sleep(random.Random(f"run {seed}").uniform(0.0, seconds))
+    process.kill()
+    process.wait()
+    resumed = interrupted(folder / "slim") == "resumable"
+    outcome = command("run", tmp_path / "settings.yaml")
+    assert outcome.code == 0, outcome.err
+    assert {*contents(folder)} == {*contents(whole)}
+    found, expected = told(folder), told(whole)
+    of_weights = {"evaluate_slim", "export_slim_onnx", "detections"} if resumed else set()
+    assert found.keys() == expected.keys() > of_weights
+    assert all(found[name] == expected[name] for name in found.keys() - of_weights)
+    costs, expected_costs = (json.loads((run / "summary.json").read_text())["costs"] for run in (folder, whole))
+    assert costs == expected_costs
+    for name in ("dense/weights/best.pt", "pruned.pt", "slim/weights/best.pt", "slim/weights/last.pt"):
+        one, other = (read_checkpoint(run / name).model for run in (folder, whole))
+        assert widths(one) == widths(other)
+        if not (resumed and name.startswith("slim")):
+            tensors = other.state_dict()
+            assert all(torch.equal(value, tensors[path]) for path, value in one.state_dict().items())
 
 
 def test_rows_of_an_epoch_that_is_repeated_are_dropped(tmp_path):

@@ -65,7 +65,7 @@ class TestPage:
         folder, words = whole_run(tmp_path / "run")
         found = headings(page(folder, *words))
         assert found == {
-            *("models", "latency", "detections", "widths", "sparsity", "search", "correlation", "provenance")
+            *("models", "latency", "detections", "widths", "methods", "sparsity", "search", "correlation", "provenance")
         }
 
     def test_is_self_contained_and_runs_nothing(self, page, tmp_path):
@@ -95,7 +95,7 @@ class TestPage:
     def test_every_plot_has_a_name_and_a_description(self, page, tmp_path):
         folder, words = whole_run(tmp_path / "run")
         drawings = page(folder, *words).all("svg")
-        assert len(drawings) == 8
+        assert len(drawings) == 9
         assert all(values["role"] == "img" and len(values["aria-labelledby"].split()) == 2 for values in drawings)
 
     def test_is_the_same_for_the_same_records(self, page, tmp_path):

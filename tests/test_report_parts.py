@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pages import Html
 from run_folders import (
+    BY_METHOD,
     CANDIDATES,
     COSTS,
     EVALUATIONS,
@@ -15,11 +16,15 @@ from run_folders import (
     SETTINGS,
     SPARSITY,
     SUMMARY,
+    TUNED,
     run_folder,
     write,
     write_lines,
 )
 
+from yolo_prune.hosts.ultralytics.records import FILES
+from yolo_prune.pipeline.training_methods import METHODS
+from yolo_prune.report.methods import TOLD
 from yolo_prune.report.plots import pareto
 
 PLAN = {"groups": {"model.1.conv": {"width": 32, "keep": [0, 3, 5]}}, "before": COSTS["dense"], "after": COSTS["slim"]}
@@ -129,6 +134,67 @@ class TestSearch:
         assert pareto([]) == []
 
 
+class TestMethods:
+    """What training did beside training, from the records that it leaves."""
+
+    def test_every_method_is_told_of(self):
+        others = [method for method in METHODS if method != "sparsity"]  # which has a section of its own
+        assert {method: told.record for method, told in TOLD.items()} == {name: FILES[name][0] for name in others}
+
+    @pytest.mark.parametrize(
+        ("method", "told"),
+        [
+            ("pruning", ["criterion taylor, allocation uniform", "step 1, after epoch 2 81.3% of the MACs",
+                         "step 2, after epoch 4 48.7% of the MACs, 17,000 parameters"]),
+            ("resrep", ["target 60.0% of the MACs", "0.00123, 0.99", "0.0% after epoch 1, 34.5% after epoch 3",
+                        "100.0% after epoch 1, 59.9% after epoch 3", "3.2e-13"]),
+            ("stripes", ["21,000 of 45,000", "81.2% after epoch 1, 59.9% after epoch 2", "0.000321",
+                         "MACs of an export 49.8% of the dense model's", "Stripes alone are no latency"]),
+            ("grafting", ["net1 with 0.50 of lr0, net2 with 1.00 of lr0", "0.412 to 0.588",
+                          "net2; fitness net1 0.4321, net2 0.5432"]),
+            ("unstructured", ["pattern 2:4", "zeros in 2 layers 201 of 400, 50.2%",
+                              "zeros in all convolutions 20.1%", "Zeros, not speed"]),
+        ],
+    )  # fmt: skip
+    def test_what_its_record_tells(self, page, tmp_path, method, told):
+        folder = run_folder(tmp_path / "run")
+        write(folder / "slim" / FILES[method][0], BY_METHOD[method])
+        found, printed = page(folder)
+        assert f"{TOLD[method].heading}, the slim model" in found.text()
+        assert not [words for words in told if words not in found.text()]
+        drawn = any("MACs over the epochs of training" in word for word in found.words)
+        assert drawn == (method in ("pruning", "resrep", "stripes"))
+        said = "Its living stripes are 59.9% of the MACs that their training began with, which is no latency"
+        assert (said in found.text()) == (said in printed) == (method == "stripes")
+
+    @pytest.mark.parametrize(
+        ("method", "change", "told"),
+        [
+            ("stripes", {"epochs": [], "options": {"target": None}}, ["none: the threshold decides", "0 of 45,000"]),
+            ("resrep", {"epochs": [], "converted": {"difference": 0.0}}, ["no epoch is done"]),
+            ("grafting", {"nets": {}, "options": {"mode": "noise"}, "epochs": [{"epoch": 1, "grafted": 7}]},
+             ["mode noise", "filters revived 7 in 1 epochs"]),
+            ("pruning", {"steps": []}, ["criterion taylor"]),
+        ],
+    )  # fmt: skip
+    def test_a_training_that_is_under_way(self, page, tmp_path, method, change, told):
+        folder = run_folder(tmp_path / "run")
+        write(folder / "dense" / FILES[method][0], {**BY_METHOD[method], **change})
+        found, _ = page(folder)
+        assert f"{TOLD[method].heading}, the dense model" in found.text()
+        assert not [words for words in told if words not in found.text()]
+
+    @pytest.mark.parametrize("method", BY_METHOD)
+    @pytest.mark.parametrize("damage", [{}, {"options": 3}, {"epochs": [{}], "layers": {"a": {}}, "steps": [{}]}])
+    def test_a_damaged_record(self, command, tmp_path, method, damage):
+        folder = run_folder(tmp_path / "run")
+        path = folder / "slim" / FILES[method][0]
+        write(path, {**BY_METHOD[method], **damage} if damage else {})
+        refused = command("report", f"run={folder}")
+        assert refused.code == 2
+        assert str(path) in refused.err
+
+
 def torn(text: str) -> str:
     return text[: len(text) // 2]
 
@@ -190,6 +256,25 @@ class TestRefused:
         refused = command("report", f"run={run_folder(tmp_path / 'run')}", f"search={path.parent}")
         assert refused.code == 2
         assert str(path) in refused.err
+
+
+class TestCorrelation:
+    @pytest.mark.filterwarnings("error")
+    def test_of_scores_that_are_all_equal_is_undefined(self, page, tmp_path):
+        path = write_lines(tmp_path / "tuned.jsonl", [{**one, "as_pruned": 0.0} for one in TUNED])
+        found, _ = page(run_folder(tmp_path / "run"), f"correlation={path}")
+        assert "as pruned undefined: all equal." in found.text()
+        assert ("1.0", "+1.00") in found.figures
+        assert not [shown for _, shown in found.figures if "nan" in shown]
+
+    def test_lines_that_tell_of_pricing_are_no_candidates(self, page, command, tmp_path):
+        folder, priced = run_folder(tmp_path / "run"), {"cell": {"kind": "pricing", "model": "m"}, "a_second": 30000}
+        path = write_lines(tmp_path / "tuned.jsonl", [priced, *TUNED])
+        assert "over 3 candidates" in page(folder, f"correlation={path}")[0].text()
+        other = write_lines(tmp_path / "other.jsonl", [{"cell": {"model": "m"}, "seconds": 3}])
+        refused = command("report", f"run={folder}", f"correlation={other}")
+        assert refused.code == 2
+        assert str(other) in refused.err
 
 
 def test_not_a_number_is_shown_as_such(page, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from torch import nn
 
 from yolo_prune.claims import LOCK
 from yolo_prune.errors import OutputError
+from yolo_prune.files import new_file
 from yolo_prune.hosts.slim import MARKER, widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.pipeline.stages import Stages
@@ -71,6 +73,15 @@ def run_until_killed(event: str, times: int, settings: Path) -> str:
     return done.stdout
 
 
+def half_written(path: Path) -> Path:
+    """Return the file that a process leaves which is killed while it writes `path`."""
+    with contextlib.suppress(KeyboardInterrupt), new_file(path, replace=True) as left:
+        raise KeyboardInterrupt
+    left.parent.mkdir(exist_ok=True)
+    left.touch()
+    return left
+
+
 @pytest.mark.slow
 def test_killed_twice_it_goes_on_where_it_stopped(command, tiny_data, tmp_path):
     settings, folder = write_settings(tmp_path / "settings.yaml", tiny_data), tmp_path / "run"
@@ -101,9 +112,11 @@ def test_killed_twice_it_goes_on_where_it_stopped(command, tiny_data, tmp_path):
     assert_complete(folder, done.out)
     assert json.loads((tmp_path / "summary.json").read_text()) == json.loads((folder / "summary.json").read_text())
 
+    left = [half_written(folder / name) for name in ("stages/dense.json", "slim/weights/last.pt", "data/mine.jpg")]
     again = command("run", settings)
     assert again.code == 0
     assert again.out.count("done before") == len(STAGES)
+    assert [path.exists() for path in left] == [False, False, True]
     assert records(folder) == third
     assert_others_are_refused(command, settings, folder)
 
@@ -139,6 +152,13 @@ def test_what_is_pruned_may_be_rewritten_first(command, dense_checkpoint, tiny_d
     assert costs["slim"] == plan["after"]
     slim = read_checkpoint(folder / "slim" / "weights" / "best.pt").model
     assert len(slim.model) > 23  # the rows of yolov8n
+    layers = json.loads((folder / "stages" / "widths.json").read_text())  # a layer is compared with itself
+    rewritten = read_checkpoint(folder / "rewritten.pt").model
+    assert layers["dense"] == {path: size[0] for path, size in widths(rewritten).items()}
+    assert [*layers["dense"]] == [*layers["slim"]]
+    assert all(layers["slim"][path] <= layers["dense"][path] for path in layers["slim"])
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "before pruning: the rewritten form of the dense model" in page
 
 
 @pytest.mark.parametrize(
@@ -234,6 +254,11 @@ class TestFolders:
 
     def test_that_holds_only_its_data_is_taken(self, tmp_path):
         (tmp_path / "data").mkdir()
+        Stages(tmp_path, 1).open({"seed": 0})
+        assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 0}
+
+    def test_that_was_killed_while_its_settings_were_written_is_begun_anew(self, tmp_path):
+        half_written(tmp_path / "run.json")
         Stages(tmp_path, 1).open({"seed": 0})
         assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 0}
 

@@ -51,10 +51,10 @@ def plain_v8(v8):
     return remove_shortcuts(v8).model
 
 
-EXACT = ["yolov5n", "yolov8n", "yolo11n", "yolov5s", "yolov8s", "yolo26n", "yolov9t", "yolov8n-pose"]
+EXACT = ["yolov5n", "yolov5s", "yolov8n", "yolov8s", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "yolo26n"]
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", [*EXACT, "yolov8n-pose"])
 def test_nothing_changes_in_fp64(name):
     model = lively(name)
     before = copy.deepcopy(model.state_dict())

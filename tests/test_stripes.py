@@ -69,14 +69,15 @@ class TestStripeConv:
         model[0].weight.data[0, :, 0, 0] = model[0].weight.data[2, :, 1, 2] = 0.0
         assert counted_macs(with_stripe_convs(model), image) == (4 * 9 - 2) * 3 * 64 + 4 * 2 * 64
 
-    def test_a_whole_network(self):
+    @pytest.mark.parametrize("name", ["yolov5n", "yolov8n", "yolo11n"])
+    def test_a_whole_network(self, name):
         """What inference of the detector says, and what it costs: kept stripes * inputs * height * width."""
-        model: Any = lively("yolov8n").double().fuse(verbose=False)
+        model: Any = lively(name).double().fuse(verbose=False)
         for module in model.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.groups == 1:
                 with_dead_stripes(module)
         image, striped = torch.rand(1, 3, 64, 64, dtype=torch.float64), with_stripe_convs(model)
-        assert sum(isinstance(module, StripeConv) for module in striped.modules()) > 30
+        assert sum(isinstance(module, StripeConv) for module in striped.modules()) > 25
         with torch.no_grad():
             expected, found = model(image)[0], striped(image)[0]
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)

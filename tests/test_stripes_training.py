@@ -14,17 +14,21 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_files import globals_named_in
+from command_line import contents
 from models import lively
 from test_training import KILLED, WORDS, epochs_in
 from torch import nn
+from ultralytics import YOLO
 from ultralytics.nn.modules.conv import Conv
 
+from yolo_prune.claims import claimed
 from yolo_prune.cli import main
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.hosts.slim import MARKER, Checkpoint, mark, unfinished, widths
 from yolo_prune.hosts.ultralytics import stripes as training
 from yolo_prune.hosts.ultralytics import stripes_finish
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
+from yolo_prune.hosts.ultralytics.evaluation import image_files
 from yolo_prune.hosts.ultralytics.run_files import interrupted, network_in
 from yolo_prune.hosts.ultralytics.stripe_layers import StripePrices, dead_stripes, layers_of, striped_paths
 from yolo_prune.hosts.ultralytics.stripes_finish import finished
@@ -33,7 +37,7 @@ from yolo_prune.methods.stripes.options import StripeOptions
 from yolo_prune.methods.stripes.ranking import StripeFloors, StripeRanking
 from yolo_prune.methods.stripes.skeleton import SKELETON, SkeletonSteps, grow_skeleton
 from yolo_prune.pipeline.training_methods import METHODS
-from yolo_prune.surgery.stripes import living_stripes, macs_per_stripe
+from yolo_prune.surgery.stripes import StripeConv, living_stripes, macs_per_stripe, with_stripe_convs
 
 
 def skeletal(name: str) -> Any:
@@ -172,6 +176,16 @@ class TestInTraining:
         assert [epoch["epoch"] for epoch in epochs] == [1, 2]
         assert 0.58 < epochs[-1]["kept_macs"] <= 0.6
 
+    def test_living_stripes_alone_predict_the_same(self, whole, tiny_data):
+        """As README shows it, on the host's fused network."""
+        best, picture = whole / "weights" / "best.pt", image_files(tiny_data, "val")[0]
+        stock, yolo = YOLO(best), YOLO(best)
+        yolo.model = with_stripe_convs(yolo.model.float().fuse(verbose=False))
+        assert any(isinstance(module, StripeConv) for module in yolo.model.modules())
+        expected, found = (one.predict(picture, imgsz=64, conf=0.001, verbose=False)[0] for one in (stock, yolo))
+        assert len(expected.boxes) > 0
+        torch.testing.assert_close(found.boxes.data, expected.boxes.data, rtol=0, atol=1e-3)
+
     def test_a_later_training_keeps_the_dead_stripes(self, command, whole, tiny_data, tmp_path):
         outcome = command(
             *("finetune", f"model={whole / 'weights' / 'best.pt'}", f"data={tiny_data}", "epochs=1", "optimizer=SGD"),
@@ -222,6 +236,10 @@ class TestInTraining:
         record = (tmp_path / "a" / "stripes.json").rename(tmp_path / "elsewhere.json")
         assert "has no stripes.json" in command("train", f"model={last}", "resume=true").err
         record.rename(tmp_path / "a" / "stripes.json")
+        with claimed(tmp_path / "a"):  # as by the process that is on its way there
+            before = contents(tmp_path)
+            assert "another process works in" in command("train", f"model={last}", "resume=true").err
+        assert contents(tmp_path) == before
         outcome = command("train", f"model={last}", "resume=true")
         assert outcome.code == 0
         assert "best.pt" in outcome.out

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from checkpoint_files import save_as_host
+from command_line import contents
 from models import lively
 from test_training import QUICK
 
@@ -15,6 +16,8 @@ from yolo_prune.configuration import describe, parse, setting
 from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.slim import is_slim, mark, unfinished, widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
+from yolo_prune.hosts.ultralytics.records import FILES
+from yolo_prune.hosts.ultralytics.run_files import forget_run
 from yolo_prune.hosts.ultralytics.trainer import BEFORE_FINAL_EVAL, MODEL_SETUP, OPTIMIZER_BUILT, train
 from yolo_prune.pipeline.train import Training, train_in
 from yolo_prune.pipeline.train_config import TrainConfig
@@ -139,12 +142,6 @@ class TestMethodsTogether:
         assert list(asked_of(alone)) == ["stripes"]
 
 
-RECORDS = {
-    **{"pruning": "pruning.json", "sparsity": "sparsity.json", "resrep": "resrep.json"},
-    **{"stripes": "stripes.json", "grafting": "grafting.json", "unstructured": "zeros.json"},
-}
-
-
 @pytest.mark.usefixtures("data")
 @pytest.mark.parametrize(
     "words",
@@ -165,18 +162,28 @@ class TestRecords:
     """What a run leaves in its folder, from which it is resumed."""
 
     def test_each_method_has_one(self):
-        assert RECORDS.keys() == METHODS.keys()
+        assert FILES.keys() == METHODS.keys()
 
-    @pytest.mark.parametrize("name", RECORDS)
+    @pytest.mark.parametrize("name", METHODS)
     @pytest.mark.parametrize("content", ['{"options": {', "{}", '{"options": {"unheard": 1}}', "[]", "3"])
     def test_a_damaged_one_is_a_clear_error(self, tmp_path, name, content):
-        (tmp_path / RECORDS[name]).write_text(content)
-        with pytest.raises(ConfigError, match=f"cannot read '.*{RECORDS[name]}'"):
+        record = FILES[name][0]
+        (tmp_path / record).write_text(content)
+        with pytest.raises(ConfigError, match=f"cannot read '.*{record}'"):
             METHODS[name].known(tmp_path)
 
-    @pytest.mark.parametrize("name", RECORDS)
+    @pytest.mark.parametrize("name", METHODS)
     def test_without_one_there_was_no_such_method(self, tmp_path, name):
         assert METHODS[name].known(tmp_path) is None
+
+    @pytest.mark.parametrize("name", METHODS)
+    def test_a_new_run_forgets_everything_that_an_earlier_one_left(self, tmp_path, name):
+        (tmp_path / "weights").mkdir()
+        for left in FILES[name]:
+            (tmp_path / left.replace("*", "3")).write_text('{"options": {')
+        (tmp_path / "thesis.json").write_text("a year of work")
+        forget_run(tmp_path)
+        assert set(contents(tmp_path)) == {"weights/", "thesis.json"}
 
 
 @dataclasses.dataclass

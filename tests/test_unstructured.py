@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from checkpoint_files import globals_named_in
@@ -211,10 +212,27 @@ class TestTargets:
         assert not [one for one in found if one.startswith(f"{path}.")]
         assert path in remarks[0]
 
+    @pytest.mark.parametrize("name", ["yolov5n", "yolov8n", "yolo11n"])
+    @pytest.mark.parametrize("pattern", ["global", "l1", "random"])
+    def test_of_the_head_half_the_weights_go_and_nothing_else_changes(self, name, pattern):
+        network, before = lively(name), lively(name).state_dict()
+        zero_weights(network, UnstructuredOptions(pattern=pattern), seed=0)
+        chosen = [f"{path}.weight" for path in target_layers(network, UnstructuredOptions())[0]]
+        assert len(chosen) > 10
+        after = network.state_dict()
+        gone = {path: (after[path] == 0) & (before[path] != 0) for path in before}
+        assert {path for path in gone if gone[path].any()} == set(chosen)
+        assert all(torch.equal(after[path][~gone[path]], before[path][~gone[path]]) for path in before)
+        shares = [float((after[path] == 0).float().mean()) for path in chosen]
+        whole = sum(int((after[path] == 0).sum()) for path in chosen) / sum(after[path].numel() for path in chosen)
+        assert whole == pytest.approx(0.5, abs=1e-4)
+        assert (max(shares) - min(shares) > 0.01) == (pattern == "global")  # that compares layers, the others do not
+
 
 class TestPattern:
-    def test_it_holds_when_batch_norms_are_folded_in_and_its_loss_is_noticed(self):
-        network: Any = lively("yolov8n")
+    @pytest.mark.parametrize("name", ["yolov5n", "yolov8n", "yolo11n"])
+    def test_it_holds_when_batch_norms_are_folded_in_and_its_loss_is_noticed(self, name):
+        network: Any = lively(name)
         zero_weights(network, UnstructuredOptions(pattern="2:4", targets=("all",)), seed=0)
         require_pattern(network, "2:4")
         network.get_parameter("model.4.cv1.conv.weight").data[0, :4] = 1.0
@@ -278,6 +296,20 @@ class TestInTraining:
             assert counts["zeros"] == int((model.get_parameter(f"{path}.weight") == 0).sum())
             assert counts["zeros"] >= counts["weights"] // 2
         assert record["network"]["zeros"] == sum(counts["zeros"] for counts in record["layers"].values())
+
+    def test_an_export_has_the_pattern_along_the_input_channels(self, command, whole, tmp_path):
+        """In the weights that a runtime reads, batch norms folded in: what TensorRT's sparse units take."""
+        best = whole / "weights" / "best.pt"
+        assert command("export", f"model={best}", "format=onnx", "imgsz=64", f"out={tmp_path}").code == 0
+        graph = onnx.load(tmp_path / "best.onnx").graph
+        weights = {item.name: torch.from_numpy(onnx.numpy_helper.to_array(item).copy()) for item in graph.initializer}
+        read = [node.input[1] for node in graph.node if node.op_type == "Conv"]
+        pruned = [f"{path}.weight" for path in pruned_layers(read_checkpoint(best).model)]
+        assert set(pruned) < set(read)
+        for name in pruned:
+            weight = weights[name]
+            for first in range(0, weight.shape[1], 4):
+                assert ((weight[:, first : first + 4] != 0).sum(dim=1) <= 2).all()
 
     def test_a_later_training_keeps_them(self, command, whole, tiny_data, tmp_path, caplog):
         words = ["train", f"model={whole / 'weights' / 'best.pt'}", f"data={tiny_data}", "epochs=1", *WORDS]

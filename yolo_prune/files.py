@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -128,6 +129,11 @@ def new_folder(path: Path) -> Iterator[Path]:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether `new_file` or `new_folder` gave a path its name; one without its process was left by a kill."""
+    return re.fullmatch(r"\..+\.[a-z0-9_]{8}(\.[^.]+)?", path.name) is not None
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from yolo_prune.device.benchmark import benchmark
 from yolo_prune.device.benchmark_record import BenchmarkReport
 from yolo_prune.export.profile import RESULT as PROFILE
 from yolo_prune.export.runtimes import runtime_for
-from yolo_prune.files import new_file, sha256, write_json
+from yolo_prune.files import is_temporary, new_file, sha256, write_json
 from yolo_prune.hosts.slim import MARKER, PROOF
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate
@@ -112,7 +112,8 @@ class _Run:
         self.controls.run(self.checkpoints["dense"], shapes, pruned["plan"])
         self.checkpoints |= self.controls.checkpoints
         evaluations = {name: self.stages.run(f"evaluate_{name}", self.evaluating(name)) for name in self.names}
-        self.stages.run("widths", lambda: layer_widths(self._pair()))
+        # Layers of a rewritten form have other numbers than those of the dense model.
+        self.stages.run("widths", lambda: layer_widths({**self._pair(), "dense": self._whole()}))
         self.stages.run("detections", self.detections)
         exports = {
             f"{name}_{variant.label}": self.stages.run(f"export_{name}_{variant.label}", self.exporting(name, variant))
@@ -120,6 +121,7 @@ class _Run:
             for variant in self.variants
         }
         timings = self.stages.run("benchmark", lambda: self.benchmark(exports))
+        self._tidy()
         result = self.sum_up(pruned, evaluations, exports, timings)
         report(ReportConfig(run=str(self.folder)))
         return result
@@ -259,6 +261,12 @@ class _Run:
         with new_file(copy, replace=True) as temporary:
             shutil.copyfile(self.checkpoints[name], temporary)
         return copy
+
+    def _tidy(self) -> None:
+        """Remove what killed processes left half written; the data may stand in the folder, and are the user's."""
+        own = [path for path in self.folder.iterdir() if path.name != "data"]
+        for left in [path for top in own for path in (top, *top.rglob(".*")) if is_temporary(path)]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
     def _fresh(self, path: Path) -> Path:
         """Remove what a killed stage of this run left at a path of this run, unfinished files beside it included."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from yolo_prune.claims import LOCK
 from yolo_prune.errors import ConfigError, OutputError
-from yolo_prune.files import write_json
+from yolo_prune.files import is_temporary, write_json
 from yolo_prune.pipeline.record import ANOTHER
 
 
@@ -50,7 +50,8 @@ class Stages:
             return
         if self.folder.exists() and not self.folder.is_dir():
             raise OutputError(f"'{self.folder}' is a file", expected="a new or empty folder", remedy=ANOTHER)
-        if self.folder.exists() and any(path.name not in ("data", LOCK) for path in self.folder.iterdir()):
+        there = self.folder.iterdir() if self.folder.exists() else ()
+        if any(path.name not in ("data", LOCK) and not is_temporary(path) for path in there):
             raise OutputError(
                 f"'{self.folder}' is not empty and holds no run", expected="a new or empty folder", remedy=ANOTHER
             )

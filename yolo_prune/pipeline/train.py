@@ -9,12 +9,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from yolo_prune.claims import claimed
 from yolo_prune.configuration import json_setting, setting, structured
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.hosts.refusals import require_imgsz
 from yolo_prune.hosts.slim import is_slim, unfinished
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, read_data, require_kpt_shape, require_split
+from yolo_prune.hosts.ultralytics.records import FILES
 from yolo_prune.hosts.ultralytics.run_files import interrupted, last_checkpoint, network_in
 from yolo_prune.hosts.ultralytics.trainer import read_stock_yaml, require_stock_values, train
 from yolo_prune.pipeline.train_config import FinetuneConfig, TrainConfig
@@ -81,7 +83,8 @@ def train_model(config: TrainConfig, stock: dict[str, Any]) -> Training:
             _require_record(method, chosen, config.model)
             finish = METHODS[method].finish
             if finish is not None and Path(config.model).name == "last.pt" and interrupted(folder) == "finished":
-                return Training(best=finish(folder))
+                with claimed(folder):
+                    return Training(best=finish(folder))
     else:
         chosen = asked
         for name, options in chosen.items():
@@ -142,7 +145,7 @@ def _require_record(method: str, known: Mapping[str, Any], model: str) -> None:
     """
     if method not in known:
         raise CheckpointError(
-            f"'{model}' is in the middle of a training with method={method}, and its folder has no {method}.json",
+            f"'{model}' is in the middle of a training with method={method}, and its folder has no {FILES[method][0]}",
             expected="the last.pt where the training left it, in `weights` of the run's folder",
             remedy="put it back, or start a new training",
         )

@@ -9,7 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from yolo_prune.report.figures import COLOURS, MARKERS, Plot, drawing
-from yolo_prune.report.records import PRECISION, Candidate, Model, Run, SparsityCourse, Tuned, Width
+from yolo_prune.report.records import (
+    PRECISION,
+    Candidate,
+    MethodCourse,
+    Model,
+    Run,
+    SparsityCourse,
+    Tuned,
+    Width,
+)
 from yolo_prune.report.table import quantity
 
 HALF, WIDE = (4.7, 3.3), (9.6, 3.0)
@@ -171,6 +180,24 @@ def silence(course: SparsityCourse) -> Plot:
             epochs, [epoch.macs for epoch in course.epochs], "--", color=COLOURS["dense"], label="MACs without them"
         )
         axes.set(xlabel="epoch", ylabel="fraction", ylim=(0.0, 1.05))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.figure.legend(loc="outside upper center", ncols=2)
+    return plot
+
+
+def courses(found: Sequence[MethodCourse]) -> Plot:
+    """Draw what was left of the MACs over the epochs of trainings that prune."""
+    plot = Plot(
+        name="methods",
+        title="MACs over the epochs of training",
+        description="Fraction of the MACs that a training began with; of stripes, those of the living ones.",
+    )
+    with drawing(plot, size=HALF) as (axes,):
+        for course in found:
+            epochs, kept = zip(*course.macs, strict=True)
+            label = f"{course.method}, {course.model}"
+            axes.plot(epochs, kept, "o-", color=colour(course.model), markersize=4, label=label)
+        axes.set(xlabel="epoch", ylabel="fraction of the MACs", ylim=(0.0, 1.05))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.figure.legend(loc="outside upper center", ncols=2)
     return plot

@@ -14,11 +14,13 @@ from typing import Any, TypeVar
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import read_lines
+from yolo_prune.report.methods import TOLD
 from yolo_prune.report.records import (
     MODELS,
     Candidate,
     Detections,
     Latency,
+    MethodCourse,
     Model,
     Parity,
     Run,
@@ -30,6 +32,9 @@ from yolo_prune.report.records import (
 from yolo_prune.report.summary import in_words, precisions
 
 Made = TypeVar("Made")
+
+TRAINED = ("dense", "slim")
+"""Models of a run whose trainings may have a method."""
 
 
 def read_run(folder: Path, *, search: Path | None = None, tuned: Path | None = None) -> Run:
@@ -51,7 +56,10 @@ def read_run(folder: Path, *, search: Path | None = None, tuned: Path | None = N
     models = read_part(summarized, lambda: _models(summary, settings))
     applied = read_part(folder / "run.json", lambda: _search_of(settings))
     candidates, predicted_on = _candidates(search if search is not None else applied, required=search is not None)
-    courses = [read(folder / name / "sparsity.json", _course_of(name)) for name in ("dense", "slim")]
+    courses = [read(folder / name / "sparsity.json", _course_of(name)) for name in TRAINED]
+    methods = [
+        read(folder / name / told.record, _method_of(name, method)) for name in TRAINED for method, told in TOLD.items()
+    ]
     found = Run(
         folder=folder,
         settings=settings,
@@ -64,6 +72,7 @@ def read_run(folder: Path, *, search: Path | None = None, tuned: Path | None = N
         version=str(summary.get("version", "")),
         widths=_widths(folder),
         sparsity=tuple(course for course in courses if course is not None),
+        methods=tuple(found for found in methods if found is not None),
         search=candidates,
         predicted_on=predicted_on,
         tuned=_tuned(tuned),
@@ -87,7 +96,7 @@ def read_part(path: Path, make: Callable[[], Made]) -> Made:
     """Return what `make` makes of a record, or raise `ConfigError` where it is not what a run writes."""
     try:
         return make()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ConfigError(
             f"cannot read '{path}': {error!r}",
             expected="the record that the run wrote",
@@ -212,6 +221,14 @@ def _sparsity_epoch(epoch: Mapping[str, Any]) -> SparsityEpoch:
     )
 
 
+def _method_of(model: str, method: str) -> Callable[[Mapping[str, Any]], MethodCourse]:
+    def course(record: Mapping[str, Any]) -> MethodCourse:
+        facts, macs = TOLD[method].tell(record)
+        return MethodCourse(model=model, method=method, facts=facts, macs=macs)
+
+    return course
+
+
 def _search_of(settings: Mapping[str, Any]) -> Path | None:
     """Return the folder of the plan that a run applied."""
     plan = (settings.get("prune") or {}).get("plan")
@@ -246,8 +263,16 @@ def _tuned(path: Path | None) -> tuple[Tuned, ...]:
         return ()
     if not path.is_file():
         raise ConfigError(f"no file '{path}'", expected="the record that tools/bench_search.py wrote")
-    keys = ("recalibrated", "as_pruned", "fine_tuned")
-    return read_part(path, lambda: tuple(Tuned(**{key: float(line[key]) for key in keys}) for line in read_lines(path)))
+    return read_part(path, lambda: tuple(_candidate_tuned(line) for line in read_lines(path) if not _is_pricing(line)))
+
+
+def _is_pricing(line: Mapping[str, Any]) -> bool:
+    """Return whether a line tells how candidates are priced: such ones say of what kind they are."""
+    return "kind" in line.get("cell", {})
+
+
+def _candidate_tuned(line: Mapping[str, Any]) -> Tuned:
+    return Tuned(**{key: float(line[key]) for key in ("recalibrated", "as_pruned", "fine_tuned")})
 
 
 def _detections(record: Mapping[str, Any]) -> tuple[Detections, ...]:

@@ -106,6 +106,23 @@ class SparsityCourse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MethodCourse:
+    """What a method of training did to a model.
+
+    Attributes:
+        model: Which of the run's models was trained so.
+        method: A key of `methods.TOLD`.
+        facts: What its record tells, as names and values in words.
+        macs: Epochs, from 1, and the fraction of the start's MACs that is left after them; empty where none go.
+    """
+
+    model: str
+    method: str
+    facts: tuple[tuple[str, str], ...]
+    macs: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A scored candidate of a search.
 
@@ -164,6 +181,7 @@ class Run:
         version: Of the package that made the run; empty in older records.
         widths: Before and after, in the order of the model.
         sparsity: Of every training that had a penalty.
+        methods: Of every training that did something else to its network.
         search: Candidates of the search whose plan was applied.
         predicted_on: For what a profile predicted the latencies of these, in words.
         tuned: Candidates with what their fine-tunes brought.
@@ -182,6 +200,7 @@ class Run:
     version: str = ""
     widths: tuple[Width, ...] = ()
     sparsity: tuple[SparsityCourse, ...] = ()
+    methods: tuple[MethodCourse, ...] = ()
     search: tuple[Candidate, ...] = ()
     predicted_on: str = ""
     tuned: tuple[Tuned, ...] = ()

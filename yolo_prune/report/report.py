@@ -15,8 +15,9 @@ from yolo_prune import __version__
 from yolo_prune.report import plots
 from yolo_prune.report.embedded import embedded
 from yolo_prune.report.figures import Plot
+from yolo_prune.report.methods import TOLD
 from yolo_prune.report.pages import page
-from yolo_prune.report.records import HASHES, MODELS, PRECISION, Candidate, Model, Run, Tuned
+from yolo_prune.report.records import HASHES, MODELS, PRECISION, Candidate, MethodCourse, Model, Run, Tuned
 from yolo_prune.report.sentence import sentences
 from yolo_prune.report.summary import in_words
 
@@ -46,6 +47,7 @@ def render_report(run: Run) -> str:
         in_words=in_words,
         conditions=conditions(run),
         rank=_rank(run.tuned),
+        methods=[(course, TOLD[course.method], facts_of(course, run)) for course in run.methods],
         made_with=list(made_with(run)),
         settings=yaml.safe_dump(settings_of(run), sort_keys=False, allow_unicode=True),
         commands=commands(run),
@@ -90,6 +92,7 @@ def _plots(run: Run) -> dict[str, list[Plot]]:
         "sparsity": [
             plot for course in run.sparsity if course.epochs for plot in (plots.scales(course), plots.silence(course))
         ],
+        "methods": [plots.courses(lines)] if (lines := [one for one in run.methods if len(one.macs) > 1]) else [],
         "search": _searched(run.search),
         "correlation": [plots.correlation(run.tuned)] if run.tuned else [],
     }
@@ -109,13 +112,27 @@ def conditions(run: Run) -> str:
     return f"{', '.join(['Batch 1', *told, *machine])}."
 
 
-def _rank(tuned: tuple[Tuned, ...]) -> dict[str, float]:
-    """Return Spearman's rank correlation of the scores with what the fine-tunes brought; none of fewer than three."""
+def facts_of(course: MethodCourse, run: Run) -> tuple[tuple[str, str], ...]:
+    """Return what is told of a method: its record's facts, and what an export of living stripes computes."""
+    dense, slim = run.model("dense"), run.model("slim")
+    if course.method != "stripes" or dense is None or slim is None or not dense.macs or slim.macs is None:
+        return course.facts
+    return (*course.facts, ("MACs of an export", f"{slim.macs / dense.macs:.1%} of the dense model's"))
+
+
+def _rank(tuned: tuple[Tuned, ...]) -> dict[str, float | None]:
+    """Return Spearman's rank correlation of the scores with what the fine-tunes brought; none of fewer than three.
+
+    It is None where all are equal, so that nothing is ranked.
+    """
     if len(tuned) < 3:
         return {}
     after = [one.fine_tuned for one in tuned]
     scores = {"recalibrated": [one.recalibrated for one in tuned], "as pruned": [one.as_pruned for one in tuned]}
-    return {name: float(spearmanr(score, after).statistic) for name, score in scores.items()}
+    return {
+        name: float(spearmanr(score, after).statistic) if min(len(set(score)), len(set(after))) > 1 else None
+        for name, score in scores.items()
+    }
 
 
 def settings_of(run: Run) -> dict[str, Any]:

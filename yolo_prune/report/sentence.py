@@ -11,7 +11,7 @@ def sentences(run: Run) -> list[str]:
     dense, slim = run.model("dense"), run.model("slim")
     if slim is None or dense is None:
         return ["This run has pruned nothing yet."]
-    return [*_size(dense, slim), *_accuracy(run, dense, slim), *_speed(slim)]
+    return [*_size(dense, slim), *_stripes(run), *_accuracy(run, dense, slim), *_speed(slim)]
 
 
 def _size(dense: Model, slim: Model) -> list[str]:
@@ -20,6 +20,16 @@ def _size(dense: Model, slim: Model) -> list[str]:
     return [
         f"The slim model keeps {slim.macs / dense.macs:.1%} of the MACs and {slim.params / dense.params:.1%} of the "
         "parameters."
+    ]
+
+
+def _stripes(run: Run) -> list[str]:
+    """Return the share of living stripes, where their training came to an end: no export is that small."""
+    return [
+        f"Its living stripes are {course.macs[-1][1]:.1%} of the MACs that their training began with, which is no "
+        "latency: an export computes the dead ones, too."
+        for course in run.methods
+        if course.method == "stripes" and course.model == "slim" and course.macs
     ]
 
 

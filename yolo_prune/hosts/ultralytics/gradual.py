@@ -21,6 +21,7 @@ from yolo_prune.hosts.slim import MARKER, PROOF, Checkpoint, is_slim, provenance
 from yolo_prune.hosts.ultralytics.collection import TrainingImages, scored_on
 from yolo_prune.hosts.ultralytics.distillation import distilled_by, optimized_parameters, projectors, with_projectors
 from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
+from yolo_prune.hosts.ultralytics.records import FILES
 from yolo_prune.hosts.ultralytics.refusals import require_plain
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.hosts.ultralytics.trainer import warn_of_few_steps
@@ -30,7 +31,7 @@ from yolo_prune.methods.gradual import PruningSchedule, carry_optimizer, silence
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.surgery import Verification
 
-RECORD = "pruning.json"
+RECORD = FILES["pruning"][0]
 """What a run leaves in its folder: its settings and the steps that were taken; each step's plan is a file beside it."""
 
 

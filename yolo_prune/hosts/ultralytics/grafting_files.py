@@ -15,8 +15,9 @@ from yolo_prune import files
 from yolo_prune.errors import CheckpointError
 from yolo_prune.files import new_file, write_json
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
+from yolo_prune.hosts.ultralytics.records import FILES
 
-RECORD = "grafting.json"
+(RECORD,) = FILES["grafting"]
 """What a run leaves in its folder: its settings, what was grafted after each epoch, and which network was the best."""
 
 CHECKPOINTS = ("last", "best")
@@ -35,11 +36,6 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write the record of a run."""
     write_json(folder / RECORD, record, replace=True)
-
-
-def forget_record(folder: Path) -> None:
-    """Delete the record that an earlier run left in a folder."""
-    (folder / RECORD).unlink(missing_ok=True)
 
 
 def note_epoch(folder: Path, epoch: int, grafted: Any) -> None:

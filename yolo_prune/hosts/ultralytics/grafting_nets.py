@@ -17,6 +17,7 @@ from typing import Any
 from ultralytics.cfg import get_save_dir
 from ultralytics.utils import LOGGER
 
+from yolo_prune.claims import claimed
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.files import new_file
 from yolo_prune.hosts.ultralytics.checkpoints import load_model, task_of, unpickle
@@ -223,18 +224,23 @@ def train_nets(
     Raises:
         CheckpointError: There is nothing to resume.
         ConfigError: Networks of different shapes, or a training that cannot have neighbours.
+        OutputError: Another process trains in the run's folder.
     """
     given = {**stock_keys(), **(read_stock_yaml(Path(str(stock["cfg"]))) if stock.get("cfg") else {}), **stock}
     _require_one_device(given)
     if resume:
-        return NetsTraining(options, run_folder(Path(model).resolve().parents[1])).resume(callbacks, **stock)
+        folder = run_folder(Path(model).resolve().parents[1])
+        with claimed(folder):  # before the networks are brought to one epoch, each of which claims its own folder
+            return NetsTraining(options, folder).resume(callbacks, **stock)
     starts = options.models or (str(model),) * options.nets
     if Path(starts[0]) != Path(model):
         raise ConfigError(f"model={model}, grafting.models begins with {starts[0]}", expected="the same checkpoint")
     require_same_shapes(starts)
     place = {key: given.get(key) for key in ("project", "name", "exist_ok")}
     folder = get_save_dir(SimpleNamespace(task=task_of(load_model(str(model))), mode="train", **place))
-    return NetsTraining(options, folder).begin(starts, int(given["seed"]), callbacks, **_without(stock, "seed", "name"))
+    with claimed(folder):
+        training = NetsTraining(options, folder)
+        return training.begin(starts, int(given["seed"]), callbacks, **_without(stock, "seed", "name"))
 
 
 def require_same_shapes(starts: Sequence[str | Path]) -> None:

@@ -20,6 +20,7 @@ from yolo_prune.hosts.ultralytics.blocks import host_for
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
 from yolo_prune.hosts.ultralytics.compactors import compactor_behind, merged
 from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of, random_image
+from yolo_prune.hosts.ultralytics.records import FILES
 from yolo_prune.hosts.ultralytics.run_files import stripped
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.methods.resrep.forgetting import masked_channels, row_norms
@@ -31,8 +32,8 @@ from yolo_prune.surgery.verify import max_abs_error, outputs
 NAME = "resrep"
 """Name of the method: in settings, in the marker of a network that has compactors, and there the key of its masks."""
 
-RECORD, PLAN, COMPACTORS = "resrep.json", "resrep_plan.json", "compactors.pt"
-"""What a run leaves in its folder: its state, the plan of the slim network, and, in `weights`, what was converted."""
+RECORD, PLAN, COMPACTORS = FILES[NAME]
+"""What a run leaves in its folder: its state, the plan of the slim network, and what was converted."""
 
 LOSSLESS = 1e-5
 """Largest |converted - before| as a fraction of the largest output."""
@@ -57,7 +58,7 @@ def convert_run(folder: Path) -> None:
     record = read_record(folder / RECORD)
     if record is None:
         raise ConfigError(f"no '{RECORD}' in '{folder}'", expected="the folder of a training with method=resrep")
-    kept = last.with_name(COMPACTORS)
+    kept = folder / COMPACTORS
     with new_file(kept, replace=True) as temporary:
         temporary.write_bytes(last.read_bytes())
     conversion = Conversion(record, kept)

@@ -16,9 +16,8 @@ from yolo_prune.hosts.replacing import replaced
 from yolo_prune.hosts.slim import widths
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
 from yolo_prune.hosts.ultralytics.grafting_files import first_net, state_of_nets
-from yolo_prune.hosts.ultralytics.grafting_files import forget_record as forget_grafting
 from yolo_prune.hosts.ultralytics.networks import network_of
-from yolo_prune.methods.slimming.course import forget_record
+from yolo_prune.hosts.ultralytics.records import FILES
 
 
 class WholeFile(type(Path())):  # type: ignore[misc]  # the path class of this system
@@ -32,9 +31,7 @@ class WholeFile(type(Path())):  # type: ignore[misc]  # the path class of this s
 
 def forget_run(folder: Path) -> None:
     """Delete what an earlier run left in a folder that is used again: it would be taken for this run's state."""
-    forget_record(folder)
-    forget_grafting(folder)
-    for pattern in ("pruning*.json", "resrep*.json", "weights/compactors.pt", "stripes.json", "zeros.json"):
+    for pattern in [name for names in FILES.values() for name in names]:
         for file in folder.glob(pattern):
             file.unlink(missing_ok=True)
 

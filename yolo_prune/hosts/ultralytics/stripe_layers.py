@@ -18,7 +18,7 @@ from yolo_prune.surgery.silent import silent_channels, without_silent
 from yolo_prune.surgery.stripes import is_striped, macs_in_stripes, macs_per_stripe
 
 METHOD = "stripes"
-"""Name of the method, of its record without suffix, and of its group of parameters."""
+"""Name of the method, and of its group of parameters."""
 
 
 def striped_paths(network: Any) -> list[str]:

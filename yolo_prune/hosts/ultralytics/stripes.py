@@ -15,6 +15,7 @@ from yolo_prune.errors import ConfigError, InfeasibleTargetError
 from yolo_prune.files import from_record, read_record, write_json
 from yolo_prune.hosts.slim import UNFINISHED, mark
 from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
+from yolo_prune.hosts.ultralytics.records import FILES
 from yolo_prune.hosts.ultralytics.refusals import require_plain
 from yolo_prune.hosts.ultralytics.run_files import renew_best
 from yolo_prune.hosts.ultralytics.stripe_layers import METHOD, StripePrices, dead_stripes, layers_of, striped_paths
@@ -26,7 +27,7 @@ from yolo_prune.methods.stripes.options import StripeOptions, falling_epochs
 from yolo_prune.methods.stripes.ranking import StripeFloors, StripeRanking
 from yolo_prune.methods.stripes.skeleton import SkeletonSteps, grow_skeleton, require_sgd
 
-RECORD = f"{METHOD}.json"
+(RECORD,) = FILES[METHOD]
 """What a run leaves in its folder: its settings, the cost at the start, and what was left after each epoch."""
 
 TINY = 1e-12

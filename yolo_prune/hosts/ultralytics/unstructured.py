@@ -23,10 +23,11 @@ from yolo_prune.hosts.slim import MARKER, ZEROS, mark
 from yolo_prune.hosts.ultralytics.blocks import MERGED
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
+from yolo_prune.hosts.ultralytics.records import FILES
 from yolo_prune.hosts.ultralytics.trainer import MODEL_SETUP
 from yolo_prune.methods.unstructured import fits_groups, is_n_of_m, n_of_m, pruned_masks, require_width
 
-RECORD = "zeros.json"
+(RECORD,) = FILES["unstructured"]
 """What a run leaves in its folder: its settings, and the zeros of each layer when it is done."""
 
 HEAD, ALL = "head", "all"
