@@ -30,7 +30,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    """What a device has: neither our package on the path, nor a setting that keeps Python from leaving files."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
 
 
 def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:

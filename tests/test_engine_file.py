@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 from exported_onnx import IMGSZ_PX, exported
 from ultralytics.nn.backends.base import BaseBackend
 
-from yolo_prune.device.onnx_facts import OnnxFacts
+from yolo_prune.device.onnx_facts import PROVENANCE, OnnxFacts
 from yolo_prune.device.runtimes.engine_file import EngineFile
 from yolo_prune.device.tensorrt_build import engine_metadata
 from yolo_prune.device.tensorrt_recipe import BatchRange, EngineOptions
@@ -52,6 +55,15 @@ def test_the_host_reads_it(tmp_path):
     assert (host.task, host.stride, host.batch, host.imgsz, host.end2end) == ("detect", 32, 4, [IMGSZ_PX] * 2, False)
     assert list(host.names) == [0, 1, 2, 3]
     assert (host.args["quantize"], host.dla) == (16, 1)
+
+
+def test_what_was_proved_of_the_onnx_file_is_not_told_of_the_engine():
+    facts = OnnxFacts.read(exported("yolov8n"))
+    told = {"precision": "fp32", "parity": {"passed": True}, "accuracy": {"passed": True}, "macs": 5}
+    proved = dataclasses.replace(facts, metadata={**facts.metadata, PROVENANCE: json.dumps(told)})
+    found = engine_metadata(proved, EngineOptions(precision="int8"))
+    assert json.loads(found[PROVENANCE]) == {"precision": "int8", "parity": None, "accuracy": None, "macs": 5}
+    assert PROVENANCE not in engine_metadata(facts, EngineOptions())
 
 
 class TestDamaged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -18,7 +19,7 @@ from ultralytics import YOLO
 from yolo_prune.device.detections import letterbox
 from yolo_prune.device.images import synthetic_images
 from yolo_prune.device.runtimes import runtime_for
-from yolo_prune.errors import DataError
+from yolo_prune.errors import ConfigError, DataError
 from yolo_prune.export import parity
 from yolo_prune.export.accuracy import Accuracy
 from yolo_prune.export.provenance import read_provenance
@@ -111,6 +112,21 @@ class TestDisagreement:
         assert done.code == 1
         assert "not finite" in done.err
         assert (desk / "a" / "dense.onnx.failed").is_file()
+
+    @pytest.mark.parametrize(
+        "error", [ConfigError("no such operator", expected="another runtime"), KeyboardInterrupt()]
+    )
+    def test_what_was_never_compared_does_not_stand(self, command, dense, desk, monkeypatch, error):
+        """Its runtime refuses it, or the user stops the comparison: nothing is left that looks like a proven file."""
+
+        def check(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(artefacts, "check_parity", check)
+        before = contents(desk)
+        with contextlib.suppress(KeyboardInterrupt):
+            assert command("export", f"model={dense}", "out=a/b", "imgsz=64", "format=onnx,ncnn").code != 0
+        assert contents(desk) == before
 
     def test_of_map_alone(self, command, dense, data, desk, monkeypatch):
         """Raw outputs and boxes agree, and on the whole split more is lost than allowed."""

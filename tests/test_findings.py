@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_files import TRAIN_ARGS, save_as_host
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import lively
 from ultralytics import YOLO
@@ -122,6 +122,7 @@ class TestRotated:
     @given(seed=st.integers(0, 9999), anchors=st.integers(0, 60), classes=st.integers(1, 3))
     @settings(max_examples=60, deadline=None)
     def test_chosen_as_the_host(self, seed, anchors, classes):
+        assume(anchors != 6)  # the host takes six columns for the rows of an end-to-end head
         random = np.random.default_rng(seed)
         boxes = random.integers(1, 8, (4, anchors)) * 8.0 + random.uniform(0, 2, (4, anchors))
         scores = random.permutation(classes * anchors).reshape(classes, anchors) / (classes * anchors + 1)

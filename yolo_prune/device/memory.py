@@ -78,7 +78,7 @@ def peak_memory(
         "variant": list(variant),
     }
     done = subprocess.run(
-        [sys.executable, "-m", __name__, json.dumps(job)],
+        [sys.executable, "-B", "-m", __name__, json.dumps(job)],  # a bundle holds no file that it does not list
         cwd=str(Path(yolo_prune.__file__).resolve().parents[1]),  # where this very package is found
         capture_output=True,
         encoding="utf-8",

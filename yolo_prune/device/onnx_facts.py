@@ -14,6 +14,9 @@ from typing import NamedTuple, Union
 from yolo_prune.device.runtimes.base import ArtefactFacts, Precision
 from yolo_prune.errors import ConfigError
 
+PROVENANCE = "yolo_prune"
+"""Key of the metadata under which artefacts of ours say where they come from and what was proved of them."""
+
 Value = Union[int, memoryview]  # a number, or the bytes of a text or of a message inside
 
 _FLOAT, _FLOAT16 = 1, 10  # TensorProto.DataType

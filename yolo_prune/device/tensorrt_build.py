@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ast
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Iterable  # Python 3.8 cannot subscript that of collections.abc
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping  # Python 3.8 cannot subscript collections.abc's
 
 from yolo_prune.device.calibration import Calibration, calibrator
 from yolo_prune.device.cuda import Stream
-from yolo_prune.device.onnx_facts import OnnxFacts
+from yolo_prune.device.onnx_facts import PROVENANCE, OnnxFacts
 from yolo_prune.device.runtimes.base import Precision
 from yolo_prune.device.runtimes.engine_file import EngineFile
 from yolo_prune.device.tensorrt_library import Messages, Version, is_installed, require_tensorrt
@@ -90,11 +91,23 @@ def build_engine(
 
 
 def engine_metadata(facts: OnnxFacts, options: EngineOptions) -> dict[str, Any]:
-    """Return what the host wants to know of an engine: the ONNX file's own notes, and what the build changed."""
+    """Return what the host wants to know of an engine: the ONNX file's own notes, and what the build changed.
+
+    What was proved of the ONNX file is not proved of the engine.
+    """
     arguments = ast.literal_eval(facts.metadata.get("args", "{}"))
     batch = {"batch": options.batch.most} if options.batch else {}
     dla = {} if options.dla_core is None else {"dla": options.dla_core}  # the host selects the core by it
-    return {**facts.metadata, "args": {**arguments, "quantize": BITS[options.precision], **batch}, **batch, **dla}
+    told = {**facts.metadata, **_unproved(facts.metadata, options.precision)}
+    return {**told, "args": {**arguments, "quantize": BITS[options.precision], **batch}, **batch, **dla}
+
+
+def _unproved(metadata: Mapping[str, Any], precision: Precision) -> dict[str, str]:
+    """Return the entry in which artefacts of ours say where they come from, for one that was compared with nothing."""
+    if PROVENANCE not in metadata:
+        return {}
+    known = json.loads(metadata[PROVENANCE])
+    return {PROVENANCE: json.dumps({**known, "precision": precision, "parity": None, "accuracy": None})}
 
 
 def _build_with(program: Path, request: Request, facts: OnnxFacts) -> bytes:

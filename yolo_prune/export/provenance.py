@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_prune import __version__
+from yolo_prune.device.onnx_facts import PROVENANCE
 from yolo_prune.device.runtimes.base import Precision
 from yolo_prune.errors import ConfigError
 from yolo_prune.export.metadata import read_metadata, write_metadata
@@ -17,7 +18,7 @@ from yolo_prune.hosts.slim import MARKER, Checkpoint
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.plan import cost_at
 
-ENTRY = "yolo_prune"
+ENTRY = PROVENANCE
 """Key of the artefact's metadata."""
 
 

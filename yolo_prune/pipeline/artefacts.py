@@ -229,6 +229,8 @@ def export_proved(
 ) -> Exported:
     """Export a checkpoint, compare the artefact with it, and write into the artefact what was found.
 
+    Nothing stands under its name before it was compared, whatever ends the work.
+
     Args:
         source: The checkpoint.
         folder: For the artefact.
@@ -248,10 +250,37 @@ def export_proved(
     """
     out = variant.path(folder, source.path.stem)
     aside = out.with_name(out.name + FAILED)
-    refuse_existing(aside)
-    path = export_one(source.path, folder, variant, calibration=calibration)
+    figures = aside.with_name(aside.name + ".json")
+    for place in (out, aside, figures):
+        refuse_existing(place)
+    try:
+        with parent_folders(out), tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as name:
+            path = export_one(source.path, Path(name), variant, calibration=calibration)
+            result = _compared(source, path, variant, images, len(calibration), data, reference, threads)
+            place = out if result.error is None else aside
+            refuse_existing(place)
+            path.rename(place)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    found = replace(result, path=place)
+    if found.error is not None:
+        write_json(figures, found.to_json())
+    return found
+
+
+def _compared(
+    source: Checkpoint,
+    path: Path,
+    variant: Variant,
+    images: Sequence[NDArray[np.uint8]] | None,
+    calibration_images: int,
+    data: Path | None,
+    reference: Evaluation | None,
+    threads: int,
+) -> Exported:
+    """Compare an artefact with its checkpoint and write into it what was found; see `export_proved`."""
     told = provenance_of(
-        source, imgsz_px=variant.imgsz_px, precision=variant.precision, calibration_images=len(calibration)
+        source, imgsz_px=variant.imgsz_px, precision=variant.precision, calibration_images=calibration_images
     )
     write_provenance(path, told)
     parity, accuracy, error = None, None, None
@@ -265,8 +294,7 @@ def export_proved(
         error = incomparable
     figures = [None if part is None else part.to_json() for part in (parity, accuracy)]
     write_provenance(path, replace(told, parity=figures[0], accuracy=figures[1]))
-    result = Exported(path=path, variant=variant, parity=parity, accuracy=accuracy, error=error)
-    return result if error is None else _kept_aside(result, aside)
+    return Exported(path=path, variant=variant, parity=parity, accuracy=accuracy, error=error)
 
 
 def _disagreement(path: Path, parity: ParityReport, accuracy: Accuracy | None) -> ParityError | None:
@@ -282,17 +310,6 @@ def _disagreement(path: Path, parity: ParityReport, accuracy: Accuracy | None) -
         expected=f"a loss of at most {accuracy.limit:g}",
         remedy="export with another precision or more calibration images; do not deploy it",
     )
-
-
-def _kept_aside(result: Exported, aside: Path) -> Exported:
-    """Rename an artefact that disagrees and write its figures beside it."""
-    try:
-        result.path.rename(aside)
-    except OSError as error:
-        raise cannot_write(aside, error) from error
-    found = replace(result, path=aside)
-    write_json(aside.with_name(aside.name + ".json"), found.to_json(), replace=True)
-    return found
 
 
 def sample_images(data: Path, split: str, count: int) -> list[NDArray[np.uint8]]:
