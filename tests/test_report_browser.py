@@ -116,6 +116,14 @@ def test_it_complains_of_nothing_fetches_nothing_and_fits(show, pages, name, wid
     assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
 
 
+def test_facts_in_words_wrap_on_a_phone(show):
+    page = show("whole", width="phone")
+    cut = "(table) => table.scrollWidth > table.parentElement.clientWidth"
+    tables = page.locator("section[aria-labelledby=methods] table.facts")
+    assert tables.count() == 5
+    assert [table.evaluate(cut) for table in tables.all()] == [False] * 5
+
+
 @pytest.mark.parametrize("chosen", ["auto", "light", "dark"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["whole", "compare"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,6 +24,9 @@ from yolo_prune.report.table import quantity
 
 HALF, WIDE = (4.7, 3.3), (9.6, 3.0)
 """Sizes in inches: of a plot that a phone shows whole, and of one that it scrolls."""
+
+LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
+"""Dashes and markers of lines that share a model's colour."""
 
 RIDGES = 9
 """Epochs whose distribution is drawn."""
@@ -193,10 +197,10 @@ def courses(found: Sequence[MethodCourse]) -> Plot:
         description="Fraction of the MACs that a training began with; of stripes, those of the living ones.",
     )
     with drawing(plot, size=HALF) as (axes,):
-        for course in found:
+        for course, (dashes, marker) in zip(found, cycle(LINES)):
             epochs, kept = zip(*course.macs, strict=True)
-            label = f"{course.method}, {course.model}"
-            axes.plot(epochs, kept, "o-", color=colour(course.model), markersize=4, label=label)
+            (line,) = axes.plot(epochs, kept, color=colour(course.model), label=f"{course.method}, {course.model}")
+            line.set(linestyle=dashes, marker=marker, markersize=4)
         axes.set(xlabel="epoch", ylabel="fraction of the MACs", ylim=(0.0, 1.05))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.figure.legend(loc="outside upper center", ncols=2)
