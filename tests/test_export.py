@@ -7,8 +7,6 @@ import dataclasses
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -69,22 +67,13 @@ class TestArtefacts:
             assert together.shape[0] == count
             assert read_provenance(path).verified
 
-    @pytest.mark.exhaustive  # a worker that had run hundreds of tests died here, alone it never did: to be found
     def test_numbers_of_images_do_not_matter_to_a_session_of_ncnn(self, command, slim, desk):
         assert command("export", f"model={slim}", "format=ncnn", "out=a", "imgsz=64").code == 0
-        code = (
-            "import sys; from pathlib import Path; import numpy as np\n"
-            "from yolo_prune.device.detections import letterbox\n"
-            "from yolo_prune.device.images import synthetic_images\n"
-            "from yolo_prune.device.runtimes import runtime_for\n"
-            "path, inputs = Path(sys.argv[1]), [letterbox(image, 64)[0] for image in synthetic_images(2, 64)]\n"
-            "with runtime_for(path, full_precision=True).load(path, imgsz_px=64, threads=1) as session:\n"
-            "    both, first, second = (session(x)[0] for x in (np.concatenate(inputs), *inputs))\n"
-            "assert np.array_equal(both, np.concatenate([first, second]))\n"
-        )
-        # By itself: in a process that ran a thousand tests before, with every other runtime loaded, NCNN crashed here.
-        words = [sys.executable, "-c", code, str(desk / "a" / "slim_before_ncnn_model")]
-        subprocess.run(words, check=True, capture_output=True, timeout=120)
+        path, images = desk / "a" / "slim_before_ncnn_model", synthetic_images(2, 64)
+        inputs = [letterbox(image, 64)[0] for image in images]
+        with runtime_for(path, full_precision=True).load(path, imgsz_px=64, threads=1) as session:
+            both, first, second = (session(x)[0] for x in (np.concatenate(inputs), *inputs))
+        assert np.array_equal(both, np.concatenate([first, second]))
 
 
 class TestDisagreement:

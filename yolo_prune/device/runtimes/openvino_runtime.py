@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ class OpenVinoRuntime:
     @contextlib.contextmanager
     def load(self, path: Path, *, imgsz_px: int, threads: int) -> Iterator[OpenVinoSession]:
         """See `Runtime`."""
-        package = _package()
+        core = _core()
         facts = ArtefactFacts.of_folder(path)
         facts.require_imgsz(path, imgsz_px)
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -74,7 +75,7 @@ class OpenVinoRuntime:
         if graph is None:
             raise unreadable(path, "no .xml file")
         try:
-            compiled = package.Core().compile_model(str(graph), self.device.upper(), options)
+            compiled = core.compile_model(str(graph), self.device.upper(), options)
         except RuntimeError as error:
             raise unreadable(path, str(error).strip().splitlines()[-1]) from error
         batch = compiled.input(0).partial_shape[0]
@@ -89,7 +90,18 @@ class OpenVinoRuntime:
 
 def _devices() -> list[str]:
     """Return the devices that OpenVINO finds, in small letters."""
-    return [str(device).lower() for device in _package().Core().available_devices]
+    return [str(device).lower() for device in _core().available_devices]
+
+
+@functools.lru_cache(maxsize=None)
+def _core() -> Any:
+    """Return the one core of this process, which lives as long as the process does.
+
+    The CPU device of a core lends the thread that first compiles a stack for its signals, and unmaps it wherever the
+    last reference to the core goes. If that were another thread, in which the garbage collector happened to run, the
+    first one would die at its next signal.
+    """
+    return _package().Core()
 
 
 def _package() -> Any:
