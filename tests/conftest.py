@@ -35,6 +35,7 @@ from bundles import NAME, Runner, make, talkative  # noqa: E402
 from checkpoint_files import save_as_host  # noqa: E402
 from command_line import Command, contents, write_yaml  # noqa: E402
 from models import lively  # noqa: E402
+from own_labels import detector_with_its_labels  # noqa: E402
 from shapes import draw_dataset  # noqa: E402
 
 from yolo_prune.hosts.ultralytics.evaluation import image_files  # noqa: E402
@@ -82,6 +83,12 @@ def tiny_data(tmp_path_factory):
 def dense_checkpoint(tmp_path_factory):
     """A small detector with random weights, as the host stores it after training."""
     return save_as_host(lively("yolov8n"), tmp_path_factory.mktemp("dense") / "dense.pt")
+
+
+@pytest.fixture(scope="session")
+def known_detector(tmp_path_factory):
+    """A detector whose slim versions score differently on its data: the checkpoint and the data yaml."""
+    return detector_with_its_labels(tmp_path_factory.mktemp("known"))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_search import numbered, words_for
+from test_search import numbered, require_a_winner, words_for
 
 from yolo_prune.errors import ConfigError, MissingDependencyError, WorkerError
 from yolo_prune.search.workers import TRIES, InProcess, RayPool, connected, on_ray
@@ -52,11 +52,13 @@ class TestOnRay:
     def test_bad_input_there_is_bad_input_here(self, came, scenario, found):
         assert came[scenario] == {"error": "ConfigError", "found": found, "code": 2}
 
-    def test_search_with_a_worker_killed_finds_what_one_process_finds(
-        self, command, dense_checkpoint, tiny_data, tmp_path
-    ):
-        here, there = (words_for(dense_checkpoint, tiny_data, tmp_path / name, candidates=8) for name in ("a", "b"))
+    def test_search_with_a_worker_killed_finds_what_one_process_finds(self, command, known_detector, tmp_path):
+        here, there = (
+            words_for(*known_detector, tmp_path / name, candidates=8, target_macs=0.8, seed=2, threads=1)
+            for name in ("a", "b")
+        )
         assert command(*here).code == 0
+        require_a_winner(numbered(tmp_path / "a"))
         process = subprocess.Popen(
             [sys.executable, "-m", "yolo_prune", *there, "ray=local"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )

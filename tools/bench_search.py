@@ -61,7 +61,9 @@ class SearchBenchConfig:
     candidates: int = setting(16, help="candidates that are scored and fine-tuned")
     criteria: list[str] = setting(["taylor"], help=f"of: {', '.join(CRITERIA)}; the paper's is l1")
     target_macs: float = setting(0.5, help="fraction of the MACs that they keep")
-    largest: float = setting(0.7, help="largest fraction of a group that is drawn")
+    largest: float | None = setting(
+        None, help="largest fraction of a group that is drawn; default: what the budget asks for on average"
+    )
     epochs: int = setting(10, help="epochs of each fine-tune", unit="epochs")
     batches: int = setting(100, help="batches that norms are recalibrated on")
     seed: int = setting(0, help="seed of the candidates and of the trainings")
@@ -83,7 +85,7 @@ class Cell:
     criterion: str
     number: int
     target_macs: float
-    largest: float
+    largest: float | None
     epochs: int
     batches: int
     seed: int

@@ -73,6 +73,12 @@ class WorkerError(YoloPruneError):
     exit_code = 1
 
 
+class CandidateError(YoloPruneError):
+    """The candidates of a search cannot be run."""
+
+    exit_code = 1
+
+
 class ExportError(YoloPruneError):
     """The host could not export a model."""
 

@@ -21,7 +21,7 @@ from yolo_prune.allocation import ATTENTION, Budget, Constraints, WidthSolver
 from yolo_prune.allocation.budget import lowest_go, require_reachable, solver_for
 from yolo_prune.channels import BoolArray, IntArray
 from yolo_prune.configuration import json_setting, require_choice, require_least, setting
-from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.errors import CandidateError, CheckpointError, ConfigError
 from yolo_prune.export.profile import Profile
 from yolo_prune.files import new_file, sha256
 from yolo_prune.hosts.refusals import require_imgsz
@@ -67,6 +67,11 @@ class CandidatesConfig:
     imgsz: int = setting(640, help="image side", unit="px")
     json: str | None = json_setting("the result")
 
+
+ALL_FAIL = 3
+"""Candidates, all failed, after which there is no hope for the others."""
+
+TRY_AGAIN = "where memory is short: a smaller batch= in a new folder; otherwise the same command tries it again"
 
 MAY_CHANGE = ("out", "workers", "device", "ray", "threads", "json")
 """Settings that do not change what a candidate is, or what it is worth."""
@@ -148,19 +153,29 @@ class ScoringOfWidths:
 
 
 class WidthScorer:
-    """Scores widths, shape (groups,), in mAP50-95."""
+    """Scores widths, shape (groups,), in mAP50-95.
+
+    A candidate that cannot be run, for want of memory or with values that are not finite, is worth 0 and says why: one
+    of them does not end a search.
+    """
 
     def __init__(self, scoring: ScoringOfWidths, model: Any) -> None:
         self._model, self._scores, self._graph = model, scoring.scores, trace_model(model)
         self._scorer = Scorer(model, scoring.images, held_out=scoring.held_out, seed=scoring.seed)
         self.counts = self._scorer.counts
 
-    def __call__(self, widths: IntArray) -> dict[str, float]:
-        """Return the score of a candidate, and the seconds that it took."""
+    def __call__(self, widths: IntArray) -> dict[str, Any]:
+        """Return the score of a candidate, the seconds that it took, and the `failure` of one that cannot be run."""
         started = time.perf_counter()
         keep: BoolArray = lowest_go(self._graph, self._scores, widths)
-        score = self._scorer.score(slim_copy(self._model, self._graph, keep))
-        return {"score": score, "seconds": round(time.perf_counter() - started, 1)}
+        try:
+            score, failure = self._scorer.score(slim_copy(self._model, self._graph, keep)), ""
+            if not np.isfinite(score):
+                score, failure = 0.0, f"mAP50-95 {score}"
+        except (RuntimeError, MemoryError, ArithmeticError) as error:
+            score, failure = 0.0, str(error).strip().partition("\n")[0] or type(error).__name__
+        seconds = round(time.perf_counter() - started, 1)
+        return {"score": score, "seconds": seconds, **({"failure": failure} if failure else {})}
 
 
 class Candidates:
@@ -256,16 +271,16 @@ class Candidates:
         self._open.close()
 
     def score(self, tasks: Mapping[int, IntArray], notes: Mapping[int, Mapping[str, Any]]) -> None:
-        """Score the widths that have no line yet.
+        """Score the widths that have no line yet, or one that failed.
 
         Args:
             tasks: Widths of every group, shape (groups,), by number.
             notes: What else their lines say.
 
         Raises:
-            YoloPruneError: Ray is missing or does not answer, or its workers keep dying.
+            YoloPruneError: Ray is missing or does not answer, its workers keep dying, or all candidates fail.
         """
-        left = {number: tasks[number] for number in tasks if number not in self.lines}
+        left = {number: tasks[number] for number in tasks if self._failure(number) != ""}
         if not left:
             return
         workers, scores = self._workers(), self.scores  # where they cannot be had, no folder is begun
@@ -284,7 +299,43 @@ class Candidates:
                 "widths": widths.tolist(),
             }
             self.record.add(line)
-            print(f"candidate {number} ({len(self.lines)} scored): {line['score']:.3f}", flush=True)
+            said = f"failed: {line['failure']}" if "failure" in line else f"{line['score']:.3f}"
+            print(f"candidate {number} ({len(self.lines)} scored): {said}", flush=True)
+            self._require_one_that_runs(of=ALL_FAIL)
+        self._require_one_that_runs(of=1)
+
+    def require_none_failed(self) -> None:
+        """Refuse results of which one is missing.
+
+        Raises:
+            CandidateError: It is.
+        """
+        failed = [number for number in self.lines if self._failure(number)]
+        if failed:
+            raise CandidateError(
+                f"candidate {failed[0]} failed: {self._failure(failed[0])}",
+                expected="a score of every candidate",
+                remedy=TRY_AGAIN,
+            )
+
+    def _failure(self, number: int) -> str | None:
+        """Return why a candidate failed: empty if it did not, None if it was not scored."""
+        line = self.lines.get(number)
+        return None if line is None else str(line.get("failure", ""))
+
+    def _require_one_that_runs(self, *, of: int) -> None:
+        """Refuse to go on where `of` candidates or more were tried, and all of them failed.
+
+        Raises:
+            CandidateError: They did.
+        """
+        failures = [self._failure(number) for number in self.lines]
+        if len(failures) >= of and all(failures):
+            raise CandidateError(
+                f"all candidates failed, {len(failures)} so far: {failures[-1]}",
+                expected="candidates that can be run",
+                remedy=TRY_AGAIN,
+            )
 
     def _workers(self) -> WorkerPool:
         """Return who scores; the workers of a cluster stay until the end of the `with`."""

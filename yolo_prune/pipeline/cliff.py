@@ -103,6 +103,7 @@ def _walked(config: CliffConfig, candidates: Candidates) -> Cliff:
     for numbers in _rounds(config, candidates):
         widths = {number: _widths(candidates, config, ratio) for number, ratio in numbers.items()}
         candidates.score(widths, {number: {"ratio": ratio} for number, ratio in numbers.items()})
+        candidates.require_none_failed()
     lines = _descending(candidates.lines.values())
     edge, foot = steepest(lines)
     plan, path = None, candidates.folder / EDGE

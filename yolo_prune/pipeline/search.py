@@ -41,7 +41,9 @@ class SearchConfig(CandidatesConfig):
     )
     candidates: int = setting(50, help="plans that are scored")
     strategy: str = setting("random", help=f"how they are chosen: {', '.join(STRATEGIES)}")
-    largest: float = setting(0.7, help="largest fraction of a group that is drawn")
+    largest: float | None = setting(
+        None, help="largest fraction of a group that is drawn; default: what the budget asks for on average"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +109,13 @@ class SearchResult:
             for line in best
         ]  # fmt: skip
         scores, drawn = [line["score"] for line in self.lines], [line for line in self.lines if line["tries"]]
+        failed = sum("failure" in line for line in self.lines)
         moved = sum(line["moved"] for line in drawn)
         accepted = (len(drawn) - moved) / max(sum(line["tries"] for line in drawn), 1)
         return (
             render(head, rows)
             + f"{len(self.lines)} candidates: {min(scores):.3f} to {max(scores):.3f}, median {np.median(scores):.3f}\n"
+            + (f"{failed} of them failed, and count as 0; the same command tries them again\n" if failed else "")
             + f"{len(drawn)} drawn at random: {accepted:.1%} of the draws met the budget, "
             + f"{moved} candidates were moved onto it\n"
             + f"norms recalibrated on some of {self.images[0]} training images, scored on {self.images[1]} others\n"
@@ -215,6 +219,6 @@ def _how(candidate: Candidate) -> dict[str, Any]:
     return {"tries": candidate.tries, "moved": candidate.moved}
 
 
-def _rank(line: Mapping[str, Any]) -> tuple[float, int]:
-    """Order candidates: the best score first, then the lower number."""
-    return -line["score"], line["number"]
+def _rank(line: Mapping[str, Any]) -> tuple[float, bool, int]:
+    """Order candidates: the best score first, those that failed last, then the lower number."""
+    return -line["score"], "failure" in line, line["number"]

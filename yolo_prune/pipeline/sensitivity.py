@@ -80,6 +80,7 @@ def sensitivity(config: SensitivityConfig) -> SensitivityResult:
     with Candidates(config, constraints, kind="sensitivity", results=(RESULT,)) as candidates:
         tasks, notes = _tasks(candidates, sorted(config.fractions))
         candidates.score(tasks, notes)
+        candidates.require_none_failed()
     found = Sensitivities(
         source_sha256=candidates.source_sha256,
         criterion=config.criterion,

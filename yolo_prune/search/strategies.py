@@ -71,9 +71,8 @@ class InformedSearch:
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler, self._optuna = sampler, _optuna()
-        self._first = [int(unit.groups[0]) for unit in sampler.solver.units]
         one = self._optuna.distributions.FloatDistribution(0.0, 1.0)
-        self._space = {str(index): one for index in range(len(self._first))}
+        self._space = {str(index): one for index in range(len(sampler.solver.units))}
 
     def rounds(self, count: int) -> Iterator[range]:
         """Yield the random candidates, then rounds of `ROUND`."""
@@ -86,7 +85,12 @@ class InformedSearch:
         if numbers.start < UNINFORMED:
             return [self._sampler.draw(number) for number in numbers]
         study = self._study(numbers.start, [scored[number] for number in range(numbers.start)])
-        return [self._sampler.moved(number, self._ratios(study.ask(self._space).params)) for number in numbers]
+        asked = (study.ask(self._space).params for _ in numbers)
+        ratios = (np.array([parameters[name] for name in self._space]) for parameters in asked)
+        return [
+            self._sampler.moved(number, self._sampler.of_groups(found))
+            for number, found in zip(numbers, ratios, strict=True)
+        ]
 
     def _study(self, start: int, scored: Sequence[tuple[IntArray, float]]) -> Any:
         """Return a study that knows some candidates; the estimator is made anew, so that a resumed one is the same."""
@@ -95,20 +99,14 @@ class InformedSearch:
             seed=seed, n_startup_trials=UNINFORMED, multivariate=True, constant_liar=True
         )
         study = self._optuna.create_study(direction="maximize", sampler=estimator)
-        widths = self._sampler.solver.widths[self._first]
+        solver = self._sampler.solver
         for kept, score in scored:
-            ratios = 1.0 - kept[self._first] / widths
-            parameters = {str(index): float(ratio) for index, ratio in enumerate(ratios)}
+            parameters = {
+                name: float(1.0 - kept[unit.groups].sum() / solver.widths[unit.groups].sum())
+                for name, unit in zip(self._space, solver.units, strict=True)
+            }
             study.add_trial(self._optuna.trial.create_trial(params=parameters, distributions=self._space, value=score))
         return study
-
-    def _ratios(self, parameters: Mapping[str, float]) -> Any:
-        """Return the ratio of every group; those that stay whole have one too, which means nothing."""
-        solver = self._sampler.solver
-        ratios = np.full(len(solver.widths), np.finfo(float).eps)
-        for index, unit in enumerate(solver.units):
-            ratios[unit.groups] = max(parameters[str(index)], np.finfo(float).eps)
-        return ratios
 
 
 def _optuna() -> Any:
