@@ -297,6 +297,24 @@ class TestCollect:
         assert 0 < expected.mean() < 1
         torch.testing.assert_close(found.activations["0.0.weight", 0].quiet, expected)
 
+    def test_scores_of_four_filters_from_their_maps_by_hand(self):
+        """Maps: the identity, ones, nothing, and [[2, 1], [1, 2]], whose singular values are 3 and 1.
+
+        The layer's mean square is (2 + 4 + 0 + 10) / 16 = 1, so that what is at most 0.1 is quiet.
+        """
+        model = nn.Sequential(nn.Conv2d(2, 4, 1, bias=False), nn.Conv2d(4, 2, 1)).eval()
+        model[0].weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [1.0, 1.0]]).view(4, 2, 1, 1)
+        image = torch.stack([torch.eye(2), torch.ones(2, 2)])[None]
+        found = collect(model, trace(model, image), [image], squared, needs=["activations"])
+        graph = trace(model, image)
+        group = graph.groups[graph.group_names()["0"]]
+        rank = np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25))
+        for name, expected in {"apoz": [0.5, 1.0, 0.0, 1.0], "hrank": [2.0, 1.0, 0.0, rank]}.items():
+            raw = score_channels(graph, found, CRITERIA[name], normalization="none")[group.channels]
+            np.testing.assert_allclose(raw, expected, rtol=1e-5)
+            divided = score_channels(graph, found, CRITERIA[name])[group.channels]
+            np.testing.assert_allclose(divided, np.array(expected) / np.mean(expected), rtol=1e-5)
+
     def test_nothing_of_the_model_changes(self):
         model = build("Chain").eval()
         graph = trace(model, torch.zeros(1, 3, 8, 8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -177,6 +178,24 @@ class TestTarget:
         assert "NOT confirmed" in outcome.in_words()
         network().check_keep(keep)
 
+    def test_the_best_reachable_is_timed_where_it_can_be(self, profile):
+        device = Device(1.1, LatencyModel(network(), profile.fit))
+        with pytest.raises(InfeasibleTargetError, match=r"target_latency=0.05 cannot be reached") as error:
+            pruned(profile, device, 0.05)
+        assert device.count == 1
+        measured, predicted = (float(word.rstrip(",")) for word in re.findall(r"0\.\d{3},?", str(error.value))[:2])
+        assert measured == pytest.approx(1.1 * predicted, abs=2e-3)
+        assert error.value.expected.startswith(f"at least {measured:.3f},")
+
+    def test_what_the_profile_thinks_impossible_is_tried(self, profile):
+        """The device is twice as fast as the profile predicts."""
+        device = Device(0.5, LatencyModel(network(), profile.fit))
+        with pytest.raises(InfeasibleTargetError) as error:
+            pruned(profile, None, 0.05)
+        least = float(error.value.expected.split()[2].rstrip(","))
+        _, outcome = pruned(profile, device, 0.8 * least)
+        assert outcome.timed.ratio == pytest.approx(0.8 * least, rel=0.05)
+
     def test_as_a_budget_it_is_met(self, profile):
         model = LatencyModel(network(), profile.fit)
         scores = np.random.default_rng(0).random(network().channel_count)
@@ -230,11 +249,13 @@ class TestAsFlags:
             (["target_macs=0.6", "confirm=false"], "confirm=False without target_latency="),
             (["target_latency=0.6", "profile=other.json"], "cpu=another"),
             (["target_latency=0.6", "profile=network.json", "confirm=false"], "profile is of another network"),
+            (["target_latency=0.6", "profile=backend.json"], "backend 'abacus', none of onnxruntime, ncnn"),
         ],
     )
     def test_bad_input(self, refused, dense, desk, known, words, said):
         written(known, desk / "p.json")
         written(known, desk / "other.json", machine=replace(known.machine, cpu="another"))
+        written(known, desk / "backend.json", backend="abacus")
         written(known, desk / "network.json", fit=replace(known.fit, structure="0"))
         imgsz = [] if said.startswith("320") else ["imgsz=320"]
         assert said in refused("prune", f"model={dense}", "out=s.pt", *words, *imgsz)

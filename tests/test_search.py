@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import write_yaml
 from models import lively
 
 import yolo_prune.pipeline.search as search_module
@@ -26,7 +27,7 @@ from yolo_prune.channels import ChannelGraph
 from yolo_prune.device.machine import Machine
 from yolo_prune.errors import ConfigError, DataError, InfeasibleTargetError, MissingDependencyError
 from yolo_prune.export.profile import Profile
-from yolo_prune.files import read_lines
+from yolo_prune.files import read_lines, sha256
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.collection import TrainingImages
 from yolo_prune.hosts.ultralytics.scoring import Scorer
@@ -528,6 +529,7 @@ def test_sensitivity_is_measured_once_and_prune_takes_it(command, dense_checkpoi
     assert "criterion=l2, but the sensitivity was measured with l1" in refused.err
     plan = json.loads((tmp_path / "slim.json").read_text())["plan"]
     assert plan["choice"]["allocation"] == "sensitivity"
+    assert plan["choice"]["sensitivity_sha256"] == sha256(tmp_path / "s" / "sensitivity.json")
     assert 0.57 <= plan["after"]["macs"] / plan["before"]["macs"] <= 0.6
 
 
@@ -565,6 +567,11 @@ class TestBadInput:
         key = word.partition("=")[0]
         words = [one for one in words_for(dense_checkpoint, data, Path("s")) if not one.startswith(f"{key}=")]
         assert said in refused(*words, word)
+
+    def test_no_training_images(self, refused, dense_checkpoint, desk):
+        (desk / "nothing").mkdir()
+        yaml = write_yaml(desk / "none.yaml", {"train": "nothing", "val": "nothing", "names": ["a", "b", "c", "d"]})
+        assert "which has no image" in refused(*words_for(dense_checkpoint, yaml, Path("s")))
 
     @pytest.mark.parametrize(
         ("verb", "word", "said"),

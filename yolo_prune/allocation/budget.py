@@ -169,7 +169,8 @@ def require_reachable(graph: ChannelGraph, budget: Budget, solver: WidthSolver) 
         reachable = np.ceil(lowest * 1e4) / 1e4
         raise InfeasibleTargetError(
             f"target_{budget.unit}={budget.ratio} cannot be reached within the floors",
-            expected=f"at least {reachable:.4f}, the smallest that min_channels, max_fraction and round_to allow",
+            expected=f"at least {reachable:.4f}, the smallest that min_channels, max_fraction and round_to allow"
+            + (", as the profile predicts" if budget.latency else ""),
             remedy="raise the target, or lower min_channels and round_to or raise max_fraction",
         )
 

@@ -12,6 +12,7 @@ import numpy as np
 from yolo_prune.allocation.latency import LatencyFit
 from yolo_prune.device.benchmark_record import BenchmarkEntry
 from yolo_prune.device.machine import Machine
+from yolo_prune.device.runtimes import RUNTIMES
 from yolo_prune.device.runtimes.base import Precision
 from yolo_prune.errors import ConfigError
 
@@ -110,6 +111,8 @@ class Profile(Target):
         file = profile_file(path)
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
+            if value["backend"] not in RUNTIMES:
+                raise ValueError(f"backend {value['backend']!r}, none of {', '.join(RUNTIMES)}")
             return cls(**{**value, "machine": Machine(**value["machine"]), "fit": LatencyFit.from_json(value["fit"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(

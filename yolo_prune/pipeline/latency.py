@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeAlias
 
 from yolo_prune.allocation import Allocation, Budget, allocate
+from yolo_prune.allocation.budget import lowest_go, solver_for
 from yolo_prune.allocation.latency import LatencyModel
 from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.device.machine import Machine
@@ -117,7 +118,16 @@ def keep_for_latency(
         keep = allocate(graph, scores, _budget(profile, aim, model), allocation)
         return keep, float(model.predict(graph.kept_widths(keep)))
 
-    keep, predicted = planned(target)
+    def narrowest() -> tuple[BoolArray, float]:
+        kept = solver_for(graph, allocation.constraints, scores).smallest()
+        return lowest_go(graph, scores, kept), float(model.predict(kept))
+
+    try:
+        keep, predicted = planned(target)
+    except InfeasibleTargetError:
+        if timing is None:
+            raise
+        keep, predicted = narrowest()  # the profile may be wrong, and what can be reached is worth a timing
     if timing is None:
         return keep, LatencyOutcome(target=target, predicted=predicted, timed=None, profile=profile)
     with timing(source, graph, profile) as timer:
@@ -149,6 +159,8 @@ def _confirmed(
         try:
             keep, predicted = planned(min(aim, 0.999))
         except InfeasibleTargetError:
+            if number == 1 and predicted > target:
+                raise _unreachable(target, measured=ratio, predicted=predicted) from None
             break  # what the floors allow was not enough
         if any((keep == known).all() for _, known, _ in tried):
             break
@@ -163,6 +175,15 @@ def _confirmed(
         "the dense one's time at first",
         expected=f"a network within {WITHIN:.0%} of the target, twice",
         remedy="another target, lower min_channels or round_to, a larger profile, or a quieter machine",
+    )
+
+
+def _unreachable(target: float, *, measured: float, predicted: float) -> InfeasibleTargetError:
+    return InfeasibleTargetError(
+        f"target_latency={target:g} cannot be reached within the floors: the narrowest network took {measured:.3f} "
+        f"of the dense one's time, {predicted:.3f} was predicted",
+        expected=f"at least {measured:.3f}, the smallest that min_channels, max_fraction and round_to allow here",
+        remedy="raise the target, or lower min_channels and round_to or raise max_fraction",
     )
 
 

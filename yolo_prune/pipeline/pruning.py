@@ -12,7 +12,7 @@ from torch import nn
 
 from yolo_prune.allocation import allocate
 from yolo_prune.channels import BoolArray, ChannelGraph
-from yolo_prune.files import require_new_outputs
+from yolo_prune.files import require_new_outputs, sha256
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.importance import Evidence, score_channels
 from yolo_prune.importance.chance import RANDOM, seeded
@@ -214,7 +214,7 @@ def make_plan(
     if allocation.ratios is not None:
         choice |= {"allocation": "ratios", "ratios": dict(allocation.ratios)}
     if allocation.drops is not None:
-        choice["allocation"] = "sensitivity"
+        choice |= {"allocation": "sensitivity", "sensitivity_sha256": sha256(Path(str(config.sensitivity)))}
     if outcome is not None:
         choice |= outcome.to_json()
     if config.criterion == RANDOM.name:
