@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from yolo_prune.channels import IntArray
 from yolo_prune.errors import InfeasibleTargetError
@@ -37,6 +36,8 @@ class Coupled:
 
     def nearest(self, wished: FloatArray) -> IntArray:
         """Return the removal, shape (members,), with the least sum of distances to the wished one."""
+        from scipy.optimize import Bounds, LinearConstraint, milp  # 30 MB, and few networks have such ties
+
         size, zero, one = len(self.widths), np.zeros(len(self.widths)), np.ones(len(self.widths))
         # Variables: lots kept, whether whole, distance. Kept channels = lot * lots + width * whole.
         kept = np.hstack([self.lot * np.eye(size), np.diag(self.widths.astype(float)), np.zeros((size, size))])

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.errors import ConfigError
@@ -197,6 +196,8 @@ def _solve(table: FloatArray, measured: FloatArray, prior: FloatArray, pull: flo
 
     All features of the dense network are 1, and so is its latency: the weights add up to 1, as nearly as matters.
     """
+    from scipy.optimize import nnls  # 30 MB, for those who ask for a latency
+
     rows, dense = table / measured[:, None], np.full((1, len(prior)), SURE)
     strength = np.sqrt(pull * len(measured))
     left = np.concatenate([rows, strength * np.eye(len(prior)), dense])

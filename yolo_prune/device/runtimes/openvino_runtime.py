@@ -63,7 +63,7 @@ class OpenVinoRuntime:
     @contextlib.contextmanager
     def load(self, path: Path, *, imgsz_px: int, threads: int) -> Iterator[OpenVinoSession]:
         """See `Runtime`."""
-        core = _core()
+        core = _core(_package())
         facts = ArtefactFacts.of_folder(path)
         facts.require_imgsz(path, imgsz_px)
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -90,18 +90,21 @@ class OpenVinoRuntime:
 
 def _devices() -> list[str]:
     """Return the devices that OpenVINO finds, in small letters."""
-    return [str(device).lower() for device in _core().available_devices]
+    return [str(device).lower() for device in _core(_package()).available_devices]
 
 
 @functools.lru_cache(maxsize=None)
-def _core() -> Any:
+def _core(package: Any) -> Any:
     """Return the one core of this process, which lives as long as the process does.
+
+    Args:
+        package: openvino, which is asked for at every call: a test may take it away.
 
     The CPU device of a core lends the thread that first compiles a stack for its signals, and unmaps it wherever the
     last reference to the core goes. If that were another thread, in which the garbage collector happened to run, the
     first one would die at its next signal.
     """
-    return _package().Core()
+    return package.Core()
 
 
 def _package() -> Any:
