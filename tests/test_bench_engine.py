@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from pathlib import Path
 
 import bench_engine
 import pytest
 from bench_engine import BenchConfig, bench, due
-from engine_figures import AS_IT_IS, OURS, SPLIT, EngineFigures, in_words, ratios
+from engine_figures import AS_IT_IS, OURS, SPLIT, EngineFigures, failure, in_words, median, ratios
 from measured_job import Job, outcome_of
 
 from yolo_prune.errors import YoloPruneError
@@ -38,7 +40,7 @@ class TestArithmetic:
         assert ratios(ours, theirs, "seconds") == [0.5, 0.5, 0.5]
 
     def test_ratios_in_words(self):
-        assert in_words([0.5, 0.25, 2.0]) == "0.50 (0.25..2.00)"
+        assert in_words([0.5, 0.25, 2.0]) == "0.500 (0.250..2.000)"
         assert in_words([]) == "-"
 
     def test_no_memory_at_all_gives_no_ratio(self):
@@ -62,12 +64,37 @@ class TestArithmetic:
         assert "ours 0.10 s, theirs 0.10 s" in both.table()
 
 
+class TestRecord:
+    """What README promises of the engine, held against what was measured last."""
+
+    @pytest.fixture(scope="class")
+    def models(self) -> dict[str, dict[str, list[dict[str, float]]]]:
+        return json.loads((TOOLS / "records" / "engine.json").read_text())["models"]
+
+    @pytest.mark.parametrize(("key", "bound"), [("seconds", 0.5), ("above_mb", 1.0)])
+    def test_at_most_half_the_time_and_no_more_memory_than_the_peer(self, models, key, bound):
+        found = {
+            f"{name}, {side}": statistics.median(ratios(sides[OURS], sides[side], key))
+            for name, sides in models.items()
+            for side in sides
+            if side != OURS and not failure(sides[side])
+        }
+        assert len(found) == len(models)
+        assert {name: ratio for name, ratio in found.items() if ratio > bound} == {}
+
+    @pytest.mark.parametrize("family", ["yolov5", "yolov8"])
+    def test_time_grows_no_faster_than_parameters(self, models, family):
+        small, large = (models[f"{family}{scale}"][OURS] for scale in "nx")
+        size, time = (median(large, key) / median(small, key) for key in ("params", "seconds"))
+        assert time <= size
+
+
 class TestFailures:
     def test_are_rows_and_are_said_in_full(self):
         sides = {OURS: [outcome(1), outcome(3)], AS_IT_IS: [FAILED], SPLIT: [outcome(4), outcome(4)]}
         figures = figures_of({"yolov8n": sides})
         assert cells(figures, f"yolov8n, {AS_IT_IS}")[1:4] == ["2.00", "fails: IndexError", "-"]
-        assert cells(figures, f"yolov8n, {SPLIT}")[1:4] == ["2.00", "4.00", "0.50 (0.25..0.75)"]
+        assert cells(figures, f"yolov8n, {SPLIT}")[1:4] == ["2.00", "4.00", "0.500 (0.250..0.750)"]
         assert "yolov8n, as it is: fails: IndexError (index 384 is out of bounds)." in figures.table()
 
     def test_ours_are_shown_alike(self):
@@ -90,7 +117,7 @@ class TestFailures:
 
     def test_without_the_peer_the_way_to_it_is_told(self, monkeypatch):
         monkeypatch.setattr(bench_engine.importlib.util, "find_spec", lambda _: None)
-        with pytest.raises(YoloPruneError, match=r"pip install torch-pruning==1\.6\.1"):
+        with pytest.raises(YoloPruneError, match=r"yolo-prune\[bench\]"):
             bench(BenchConfig())
 
 
@@ -108,14 +135,15 @@ def test_a_job_stays_within_its_limits(tmp_path, monkeypatch, work, expected):
     monkeypatch.setenv("PYTHONPATH", str(TOOLS))
     script = tmp_path / "script.py"
     script.write_text(
-        "from measured_job import Meter, answer\n"
+        "from measured_job import Job, Meter, answer\n"
         "def measure(job):\n"
         "    with Meter(job) as meter:\n"
         f"        {work}\n"
         "    return meter.figures\n"
-        "answer(measure)\n"
+        "answer(measure, Job)\n"
     )
-    found = outcome_of(script, Job(model="none", threads=1, limit_s=0.5, limit_gb=40))
+    limit_s = 0.5 if "while" in work else 60.0
+    found = outcome_of(script, Job(model="none", threads=1, limit_s=limit_s, limit_gb=40))
     assert found.get("failure") == expected
     if expected is None:
         assert 95 < found["above_mb"] < 120

@@ -36,12 +36,21 @@ def line(recipe: str, seed: int = 0, test: float = 0.5, **stage: Any) -> dict[st
     }
 
 
+def race(seed: int, backend: str, **ratios: float) -> dict[str, Any]:
+    """A race by hand."""
+    cell = {key: value for key, value in dataclasses.asdict(CELL).items() if key != "recipe"}
+    return {
+        "cell": {**cell, "seed": seed, "backend": backend, "threads": 2, "runners": ["dense", *ratios]},
+        "speed_ups": {name: {"ratio": ratio, "p25": ratio, "p75": ratio} for name, ratio in ratios.items()},
+    }
+
+
 class TestRecipes:
     @pytest.mark.parametrize("recipe", RECIPES)
     @pytest.mark.parametrize("epochs", [30, 100])
     def test_all_train_as_long(self, recipe, epochs):
-        laboratory = Laboratory(RecipesConfig(data="d", model="m"), dataclasses.replace(CELL, epochs=epochs))
-        total = sum(laboratory._epochs(step) for step in RECIPES[recipe] if step.verb == "train")
+        laboratory = Laboratory(RecipesConfig(data="d", model="m"), dataclasses.replace(CELL, recipe=recipe, epochs=epochs))
+        total = sum(laboratory._epochs(step) * step.nets for step in RECIPES[recipe] if step.verb == "train")
         assert total == (0 if recipe == "start" else epochs)
 
     @pytest.mark.parametrize("recipe", RECIPES)
@@ -54,7 +63,12 @@ class TestRecipes:
             "rewrite": {field.name for field in dataclasses.fields(RewriteConfig)},
         }
         for step in RECIPES[recipe]:
-            assert set(step.settings(30, 0.5)) <= known[step.verb]
+            settings = step.settings(30, 0.5)
+            if step.verb == "search":  # of the cut that follows
+                assert set(settings) - known["search"] == {"recalibrate"}
+                continue
+            assert set(settings) <= known[step.verb]
+            assert settings.get("grafting", {}).get("nets", 1) == step.nets
 
     @pytest.mark.parametrize("recipe", RECIPES)
     def test_all_but_controls_prune_to_the_budget(self, recipe):
@@ -88,7 +102,8 @@ class TestFigures:
     def test_controls_come_first_and_seeds_share_a_row(self):
         records = [line("gradual", 0, 0.5), line("gradual", 1, 0.6), line("dense"), line("start")]
         rows = [
-            [cell.strip() for cell in row.split("|")] for row in Cells(records=records).table(markdown=True).split("\n")
+            [cell.strip() for cell in row.split("|")]
+            for row in Cells(records=records, races=[]).table(markdown=True).split("\n")
         ]
         body = [row[1:-1] for row in rows[2:] if len(row) > 2]
         assert [row[1] for row in body] == ["start", "dense", "gradual"]
@@ -97,17 +112,31 @@ class TestFigures:
         assert body[2][-1] == "0.550 (0.500..0.600)"
 
     def test_silent_channels_are_those_of_the_last_epoch(self):
-        table = Cells(records=[line("gradual_sparse", silent=[0.0, 0.2, 0.4])]).table()
+        table = Cells(records=[line("gradual_sparse", silent=[0.0, 0.2, 0.4])], races=[]).table()
         assert " 40% " in table
 
     def test_stripes_have_a_share_of_their_own(self):
         record = line("stripes")
         record["figures"] |= {"macs_kept": 0.7, "stripe_macs_kept": 0.5}
-        assert " 70.0% (50.0% in stripes) " in Cells(records=[record]).table()
+        assert " 70.0% (50.0% in stripes) " in Cells(records=[record], races=[]).table()
+
+    def test_latencies_are_the_last_race_of_each_seed(self):
+        races = [race(0, "ncnn", direct=1.0), race(0, "ncnn", direct=1.5), race(1, "ncnn", direct=1.7, gradual=2.0)]
+        table = Cells(records=[line("start"), line("direct", 0), line("direct", 1)], races=races).table()
+        start, direct = table.splitlines()[2:4]
+        assert direct.endswith(" 1.60x")
+        assert start.endswith(" -")
+
+    def test_what_a_conversion_changed_is_said(self):
+        record = line("resrep")
+        record["figures"]["before_conversion"] = {"val": 0.501, "test": 0.5}
+        table = Cells(records=[record], races=[]).table()
+        assert "resrep, seed 0, before and after its conversion: val 0.5010 and 0.5000, test 0.5000 and 0.5000" in table
 
     def test_the_curves_are_drawn_alike_each_time(self, tmp_path):
-        cells = Cells(records=[line("direct"), line("dense"), line("start"), line("gradual_sparse", silent=[0.0, 0.4])])
-        Cells(records=[line("dense")]).draw(tmp_path / "none.svg")
+        records = [line("direct"), line("dense"), line("start"), line("gradual_sparse", silent=[0.0, 0.4])]
+        cells = Cells(records=records, races=[])
+        Cells(records=[line("dense")], races=[]).draw(tmp_path / "none.svg")
         assert not (tmp_path / "none.svg").exists()  # a control alone is compared with nothing
         files = [tmp_path / "a.svg", tmp_path / "b.svg"]
         for file in files:
@@ -129,7 +158,8 @@ def test_a_cell_is_a_training_a_cut_and_a_line(tmp_path, dense_checkpoint, tiny_
     words = {"imgsz": 64, "batch": 4, "workers": 0, "epochs": 1, "dense_epochs": 1}
     config = RecipesConfig(
         data=str(tiny_data), model=str(dense_checkpoint), out=str(tmp_path / "cells"),
-        recipes=["start", "direct_often", "plain_direct"], record=str(tmp_path / "recipes.jsonl"), **words,
+        recipes=["start", "direct_often", "plain_direct"], record=str(tmp_path / "recipes.jsonl"),
+        backends=["onnxruntime"], threads=1, runs=3, **words,
     )  # fmt: skip
     start, direct, plain = bench(config).records
     assert 0.4 < plain["figures"]["macs_kept"] <= 0.5  # of the dense model, though the rewritten one costs more
@@ -142,5 +172,7 @@ def test_a_cell_is_a_training_a_cut_and_a_line(tmp_path, dense_checkpoint, tiny_
     slim = next((tmp_path / "cells").glob("*-direct_often-*/1_train/weights/best.pt"))
     assert int(direct["figures"]["params"]) == sum(p.numel() for p in read_checkpoint(slim).model.parameters())
     before = (tmp_path / "recipes.jsonl").read_bytes()
+    races = bench(config).races
+    assert [race["speed_ups"].keys() for race in races] == [{"direct_often", "plain_direct"}]
     assert len(bench(config).records) == 3
     assert (tmp_path / "recipes.jsonl").read_bytes() == before

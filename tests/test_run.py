@@ -257,6 +257,12 @@ class TestFolders:
         Stages(tmp_path, 1).open({"seed": 0})
         assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 0}
 
+    def test_that_holds_a_hidden_file_is_the_users(self, tmp_path):
+        """Its name is made as that of a temporary file is, but for what is ours in it."""
+        (tmp_path / ".notes.abcdefgh.txt").write_text("a year of work")
+        with pytest.raises(OutputError, match="is not empty"):
+            Stages(tmp_path, 1).open({"seed": 0})
+
     def test_that_was_killed_while_its_settings_were_written_is_begun_anew(self, tmp_path):
         half_written(tmp_path / "run.json")
         Stages(tmp_path, 1).open({"seed": 0})

@@ -25,7 +25,7 @@ from source import engine_hash
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, setting
 from yolo_prune.device.machine import describe_machine
-from yolo_prune.errors import YoloPruneError
+from yolo_prune.errors import MissingDependencyError
 
 HERE = Path(__file__).parent
 MODELS = [*(f"yolov5{scale}" for scale in "nsmlx"), *(f"yolov8{scale}" for scale in "nsmlx"), "yolo11n", "yolo26n"]
@@ -48,14 +48,10 @@ def bench(config: BenchConfig) -> EngineFigures:
     """Measure all models in turns, so that a slow minute of the machine hits all of them.
 
     Raises:
-        YoloPruneError: Torch-Pruning is asked for and not installed.
+        MissingDependencyError: Torch-Pruning is asked for and not installed.
     """
     if config.peer and importlib.util.find_spec("torch_pruning") is None:
-        raise YoloPruneError(
-            "package 'torch-pruning' is not installed",
-            expected="it, to measure it too",
-            remedy="pip install torch-pruning==1.6.1, or peer=false",
-        )
+        raise MissingDependencyError("torch-pruning", extra="bench", purpose="measure it too, unless peer=false")
     models: dict[str, dict[str, list[Outcome]]] = {name: {} for name in config.models}
     for turn in range(config.repeats):
         for name, sides in models.items():

@@ -6,7 +6,9 @@ python tools/bench_recipes.py data=bccd/data.yaml model=yolov8n_coco.pt out=runs
 A cell is a recipe at a budget of MACs, with a seed, on a data set. Each is a folder in `out`, in which a killed one
 goes on, and in the end a line of the record, which is only ever appended to: a table can be finished piece by piece, on
 several machines. Every recipe starts from the same dense checkpoint (of that seed: `model` trained for `dense_epochs`)
-and trains for `epochs` in all, whatever it does with them.
+and trains for `epochs` in all, whatever it does with them; where it trains several networks side by side, the epochs of
+all count. With `backends` the artefacts of the recipes are timed last, in turns with the dense model's; leave the
+machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -14,26 +16,31 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from cells import run_missing
+from races import DENSE, Race, race, record_of_races
 from recipe_figures import Cells
 from recipes import CONTROLS, RECIPES, Step
+from ultralytics import YOLO
 
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.device.machine import describe_machine
-from yolo_prune.files import sha256
+from yolo_prune.files import new_file, sha256
 from yolo_prune.hosts.slim import MARKER
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.hosts.ultralytics.grafting_files import read_record
 from yolo_prune.hosts.ultralytics.surgery import trace_model
+from yolo_prune.pipeline.artefacts import BACKENDS, Variant, export_one
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.pipeline.rewrite import RewriteConfig, rewrite
@@ -43,7 +50,14 @@ from yolo_prune.pipeline.train import train_in
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "tools" / "records" / "recipes.jsonl"
 
-TRAINING = {"optimizer": "SGD", "lr0": 0.01, "cos_lr": True, "warmup_epochs": 1, "close_mosaic": 5, "plots": False}
+TRAINING: dict[str, Any] = {
+    "optimizer": "SGD",
+    "lr0": 0.01,
+    "cos_lr": True,
+    "warmup_epochs": 1,
+    "close_mosaic": 5,
+    "plots": False,
+}
 """The host's training keys of every recipe."""
 
 
@@ -63,6 +77,9 @@ class RecipesConfig:
     batch: int = setting(16, help="batch size", unit="images")
     workers: int = setting(2, help="loader processes")
     device: str = setting("cpu", help="device of the trainings")
+    backends: list[str] = setting([], help="what runs the artefacts of the recipes to time them; none: no timing")
+    threads: int = setting(2, help="threads of the runtimes")
+    runs: int = setting(100, help="timed rounds")
     record: str = setting(str(RECORD), help="record that finished cells are appended to")
     json: str | None = json_setting("the cells of the record")
 
@@ -93,10 +110,25 @@ class Cell:
         return f"{self.base}-{self.recipe}{budget}-{self.epochs}"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeRace(Race):
+    """What the recipes of a seed and a budget made, on one backend."""
+
+    budget: float
+    seed: int
+    data: str
+    model: str
+    batch: int
+    dense_epochs: int
+    epochs: int
+
+
 def bench(config: RecipesConfig) -> Cells:
-    """Run every cell that the record lacks."""
+    """Run every cell that the record lacks, then the races."""
     for recipe in config.recipes:
         require_choice("recipe", recipe, RECIPES)
+    for backend in config.backends:
+        require_choice("backend", backend, BACKENDS)
     for split in ("train", "val", "test"):
         require_split(Path(config.data), split)
     cells = [
@@ -109,7 +141,39 @@ def bench(config: RecipesConfig) -> Cells:
         for budget in config.budgets
         for recipe in config.recipes
     ]  # fmt: skip
-    return Cells(records=run_missing(Path(config.record), cells, lambda cell: Laboratory(config, cell).run()))
+    record = Path(config.record)
+    lines = run_missing(record, cells, lambda cell: Laboratory(config, cell).run())
+    timed = run_missing(record_of_races(record), _races(config, cells), lambda one: _timed(config, cells, one))
+    return Cells(records=lines, races=timed)
+
+
+def _races(config: RecipesConfig, cells: Sequence[Cell]) -> list[RecipeRace]:
+    """Return one race a budget, seed and backend."""
+    runners: dict[Cell, list[str]] = {}
+    for cell in cells:
+        if cell.recipe not in CONTROLS:  # they are as fast as the dense model
+            runners.setdefault(dataclasses.replace(cell, recipe=DENSE), [DENSE]).append(cell.recipe)
+    return [
+        RecipeRace(
+            backend=backend, imgsz_px=shared.imgsz_px, threads=config.threads, runners=tuple(names),
+            budget=shared.budget, seed=shared.seed, data=shared.data, model=shared.model, batch=shared.batch,
+            dense_epochs=shared.dense_epochs, epochs=shared.epochs,
+        )
+        for shared, names in runners.items()
+        for backend in config.backends
+    ]  # fmt: skip
+
+
+def _timed(config: RecipesConfig, cells: Sequence[Cell], one: RecipeRace) -> dict[str, Any]:
+    """Time what the recipes made."""
+    made = [cell for cell in cells if (cell.budget, cell.seed) == (one.budget, one.seed) and cell.recipe in one.runners]
+    checkpoints = {cell.recipe: Laboratory(config, cell).final() for cell in made}
+    checkpoints[DENSE] = Laboratory(config, made[0]).dense()
+
+    def export(checkpoint: Path, folder: Path, backend: str) -> Path:
+        return export_one(checkpoint, folder, Variant(format=BACKENDS[backend], imgsz_px=one.imgsz_px))
+
+    return race(one, checkpoints, export, runs=config.runs)
 
 
 class Laboratory:
@@ -124,7 +188,7 @@ class Laboratory:
     def run(self) -> dict[str, Any]:
         """Return the line of the record."""
         started = time.perf_counter()
-        dense = self._dense()
+        dense = self.dense()
         current, unpruned, pruned = dense, None, None
         for number, step in enumerate(RECIPES[self.cell.recipe]):
             if step.verb == "rewrite":
@@ -137,6 +201,9 @@ class Laboratory:
             else:
                 settings = self._settings(step, dense, current)
                 current = self._train(f"{number}_train", current, self._epochs(step), settings)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with new_file(self._final, replace=True) as temporary:
+            shutil.copyfile(current, temporary)
         figures = self._figures(dense, current)
         return {
             "cell": dataclasses.asdict(self.cell),
@@ -149,14 +216,27 @@ class Laboratory:
             ),
         }
 
-    def _dense(self) -> Path:
+    @property
+    def _final(self) -> Path:
+        return self.folder / "final.pt"
+
+    def final(self) -> Path:
+        """Return what the recipe made; it is made again where the folder was thrown away."""
+        if not self._final.is_file():
+            self.run()
+        return self._final
+
+    def dense(self) -> Path:
         """Train the dense model that all recipes of a seed start from, once."""
         cell = self.cell
         return self._train(cell.base, Path(self.config.model), cell.dense_epochs, {}, project=Path(self.config.out))
 
     def _epochs(self, step: Step) -> int:
-        """Return the epochs of a step; the shares of a recipe add up to all of them."""
-        return max(1, round(step.share * self.cell.epochs))
+        """Return the epochs of a step; the last training has what the others leave."""
+        trainings = [one for one in RECIPES[self.cell.recipe] if one.verb == "train"]
+        if step is trainings[-1]:
+            return self.cell.epochs - sum(self._epochs(one) * one.nets for one in trainings[:-1])
+        return max(1, round(step.share * self.cell.epochs / step.nets))
 
     def _settings(self, step: Step, dense: Path, current: Path) -> dict[str, Any]:
         """Return the settings of a step. Budgets are fractions of the dense model's MACs, whatever is cut by now."""
@@ -177,7 +257,9 @@ class Laboratory:
         stock |= {"batch": self.cell.batch, "workers": self.config.workers, "device": self.config.device}
         best = train_in(folder, model, Path(self.config.data), {**stock, "verbose": False, **settings})
         self.curves[name] = _curve(folder)
-        self.stages.append({"train": name, "epochs": epochs, **_plain(settings), **_sparsity(folder)})
+        self.stages.append(
+            {"train": name, "epochs": epochs, **_plain(settings), **_sparsity(folder), **_forgetting(folder)}
+        )
         return best
 
     def _rewrite(self, number: int, step: Step, model: Path) -> Path:
@@ -191,15 +273,17 @@ class Laboratory:
     def _search(self, number: int, settings: Mapping[str, Any], model: Path) -> Path:
         """Search for the best plan, and apply it."""
         folder = self.folder / f"{number}_search_{sha256(model)[:8]}"
+        how = {key: value for key, value in settings.items() if key != "recalibrate"}
         found = search(
             SearchConfig(
                 model=str(model), data=self.config.data, out=str(folder), imgsz=self.cell.imgsz_px,
-                seed=self.cell.seed, device=self.config.device, **settings,
+                seed=self.cell.seed, device=self.config.device, **how,
             )
         )  # fmt: skip
         out = folder / "slim.pt"
         if not out.is_file():
-            prune(PruneConfig(model=str(model), out=str(out), plan=str(found.path)))
+            fresh = {"recalibrate": settings["recalibrate"], "data": self.config.data, "imgsz": self.cell.imgsz_px}
+            prune(PruneConfig(model=str(model), out=str(out), plan=str(found.path), **fresh))
         scores = [line["score"] for line in found.lines]
         self.stages.append({"search": len(scores), "best": max(scores), **_plain(settings)})
         return out
@@ -234,7 +318,26 @@ class Laboratory:
             "params": int(graph.cost.params(graph.widths())),
             "val": self._map(final, "val"),
             "test": self._map(final, "test"),
+            **self._before_conversion(final),
         }
+
+    def _before_conversion(self, final: Path) -> dict[str, dict[str, float]]:
+        """Return mAP50-95 of the network that still had its compactors, where the recipe trained some."""
+        compactors = final.with_name("compactors.pt")
+        if not compactors.is_file():
+            return {}
+        return {"before_conversion": {split: self._map_unfused(compactors, split) for split in ("val", "test")}}
+
+    def _map_unfused(self, model: Path, split: str) -> float:
+        """Return mAP50-95 of a network as it is: the host would fuse a norm past the compactor behind it."""
+        yolo: Any = YOLO(str(model))
+        yolo.model.fuse = lambda *_args, **_options: yolo.model
+        with tempfile.TemporaryDirectory() as scratch:
+            found = yolo.val(
+                data=self.config.data, split=split, imgsz=self.config.imgsz, batch=self.config.batch,
+                workers=self.config.workers, plots=False, verbose=False, project=scratch, name="val",
+            )  # fmt: skip
+        return float(found.box.map)
 
 
 def _macs(checkpoint: Path, imgsz_px: int) -> float:
@@ -255,6 +358,15 @@ def _curve(folder: Path) -> list[float]:
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings without the folders of this machine."""
     return {key: Path(value).name if key in ("distill", "data") else value for key, value in settings.items()}
+
+
+def _forgetting(folder: Path) -> dict[str, Any]:
+    """Return with what compactors were made to forget."""
+    path = folder / "resrep.json"
+    if not path.is_file():
+        return {}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return {key: record[key] for key in ("strength", "momentum")}
 
 
 def _sparsity(folder: Path) -> dict[str, Any]:

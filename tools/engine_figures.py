@@ -74,7 +74,7 @@ def ratios(ours: Sequence[Outcome], theirs: Sequence[Outcome], key: str) -> list
 
 def in_words(values: Sequence[float]) -> str:
     """Return ratios as `median (lowest..highest)`."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f}..{max(values):.2f})" if values else "-"
+    return f"{statistics.median(values):.3f} ({min(values):.3f}..{max(values):.3f})" if values else "-"
 
 
 def growth_table(models: dict[str, dict[str, list[Outcome]]], *, markdown: bool) -> str:
@@ -109,7 +109,7 @@ def peer_table(models: dict[str, dict[str, list[Outcome]]], *, markdown: bool) -
         if side != OURS
     ]
     heads = ["Torch-Pruning on", "ours s", "theirs s", "ratio", "ours MB more", "theirs MB more", "ratio"]
-    heads += ["ours peak GB", "theirs peak GB", "MACs kept"]
+    heads += ["ours peak GB", "theirs peak GB", "ratio", "MACs kept"]
     return render(heads, rows, markdown=markdown) if rows else ""
 
 
@@ -129,8 +129,10 @@ def _compared(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> list[str]:
         )
     )
     seconds = [failed["failure"] if failed else cell for cell, failed in zip(seconds, failures, strict=True)]
-    time, memory = ("-" if any(failures) else in_words(ratios(ours, theirs, key)) for key in ("seconds", "above_mb"))
-    return [*seconds, time, *above, memory, *peak, " / ".join(kept)]
+    time, memory, whole = (
+        "-" if any(failures) else in_words(ratios(ours, theirs, key)) for key in ("seconds", "above_mb", "peak_mb")
+    )
+    return [*seconds, time, *above, memory, *peak, whole, " / ".join(kept)]
 
 
 def growth_notes(models: dict[str, dict[str, list[Outcome]]]) -> list[str]:

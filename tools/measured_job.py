@@ -1,7 +1,7 @@
 """One measurement, in a process of its own: seconds and peak memory of a job, within limits. Linux only.
 
 Whoever measures calls `answer` with its way of doing the job; the process reads a `Job` and prints an outcome, both as
-JSON. Every job is warmed alike: it does its work once on `tiny_network` first.
+JSON. Jobs of `bench_engine.py` are warmed alike: each does its work once on `tiny_network` first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -45,6 +45,9 @@ class Job:
     limit_s: float
     limit_gb: float
     split: bool = False
+
+
+AJob = TypeVar("AJob", bound=Job)
 
 
 class Meter:
@@ -98,9 +101,14 @@ def say(outcome: Outcome) -> None:
     print(json.dumps(outcome), flush=True)
 
 
-def answer(measure: Callable[[Job], Outcome]) -> None:
-    """Read this process's job, do it and print what came of it, be it a failure."""
-    job = Job(**json.loads(sys.argv[1]))
+def answer(measure: Callable[[AJob], Outcome], kind: type[AJob]) -> None:
+    """Read this process's job, do it and print what came of it, be it a failure.
+
+    Args:
+        measure: Does a job.
+        kind: Of the job.
+    """
+    job = kind(**json.loads(sys.argv[1]))
     torch.set_num_threads(job.threads)
     torch.manual_seed(0)
     try:

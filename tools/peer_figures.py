@@ -6,6 +6,9 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from cells import failures
+from peers import COMMANDS
+from races import speed_up_in_words
 from recipe_figures import spread
 
 from yolo_prune.report import quantity, render
@@ -13,7 +16,8 @@ from yolo_prune.report import quantity, render
 SHARED = ("model", "data", "imgsz_px", "batch", "dense_epochs", "epochs", "budget")
 """What cells have to share to be compared; seeds are averaged over."""
 
-ORDER = ("yolo_prune", "torch_pruning", "slimming")
+ORDER = ("dense", "yolo_prune", "yolo_prune_direct", "torch_pruning", "slimming")
+"""Rows of a budget; the first stands once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,8 @@ class PeerFigures:
         backends = list(dict.fromkeys(race["cell"]["backend"] for race in self.races))
         groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
         for record in self.records:
+            if "failed" in record:
+                continue
             groups.setdefault((*_shared(record), record["cell"]["peer"]), []).append(record)
         places = list(dict.fromkeys(key[:-1] for key in groups))
         rows = [
@@ -40,8 +46,9 @@ class PeerFigures:
             for peer in ORDER
             if (*place, peer) in groups
         ]
-        head = ["model, data", "epochs", "seeds", "pruned by", "MACs", "params", "val", "test", *backends]
-        return render([*head, "tool s", "tool MB", "lines of code"], rows, markdown=markdown)
+        head = ["model, data", "epochs", "seeds", "pruned by", "MACs", "params", "val", "recalibrated", "test"]
+        head += [*backends, "tool s", "tool MB", "user writes"]
+        return render(head, rows, markdown=markdown) + failures(self.records)
 
     def _row(self, records: list[dict[str, Any]], backends: list[str]) -> list[str]:
         cell, figures = records[0]["cell"], [record["figures"] for record in records]
@@ -57,24 +64,22 @@ class PeerFigures:
             cell["peer"],
             f"{np.mean([one['macs_kept'] for one in figures]):.1%}",
             quantity(int(np.mean([one["params"] for one in figures]))),
-            *(spread([one.get(split) for one in figures]) for split in ("val", "test")),
-            *(self._speed_up(records, backend) for backend in backends),
+            *(spread([one.get(split) for one in figures]) for split in ("val", "recalibrated", "test")),
+            *(
+                speed_up_in_words(
+                    self.races, [record["cell"] for record in records], cell["peer"], backend, shared=SHARED
+                )
+                for backend in backends
+            ),
             mean("tool_s"),
             mean("tool_mb"),
-            str(figures[0]["user_lines"]),
+            _written(cell["peer"], figures[0]["user_lines"]),
         ]
 
-    def _speed_up(self, records: list[dict[str, Any]], backend: str) -> str:
-        """Return the median speed-up over the dense model, of several seeds the mean."""
-        peer = records[0]["cell"]["peer"]
-        found = [
-            race["speed_ups"][peer]["ratio"]
-            for race in self.races
-            for record in records
-            if race["cell"]["backend"] == backend and peer in race["speed_ups"]
-            if _shared(race) == _shared(record) and race["cell"]["seed"] == record["cell"]["seed"]
-        ]
-        return f"{np.mean(found):.2f}x" if found else "-"
+
+def _written(peer: str, lines: int) -> str:
+    """Say what a user writes: commands of ours, code around the peers."""
+    return f"{lines} {'command' if peer in COMMANDS else 'line'}{'' if lines == 1 else 's'}" if lines else "-"
 
 
 def _shared(record: dict[str, Any]) -> tuple[Any, ...]:

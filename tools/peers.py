@@ -1,7 +1,7 @@
 """What others make of a trained detector, by their own recipes, written as their users have to write it.
 
-Each peer is a function from the dense checkpoint and a budget of MACs to a checkpoint that the host fine-tunes.
-`user_lines` counts what of this file its users write; ours is two commands.
+Each peer is a function that cuts a dense checkpoint to a budget of MACs. `user_lines` counts what of this file, and of
+`torch_pruning_peer.py`, its users write; ours are commands.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ultralytics.nn.modules.head import Detect
 
 from yolo_prune.allocation import Allocation, Budget, Constraints, allocate
 from yolo_prune.channels import ChannelGraph, Role
+from yolo_prune.errors import YoloPruneError
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint, write_slim
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
 from yolo_prune.importance import Evidence, FloatArray, score_channels
@@ -29,11 +30,17 @@ from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.plan import plan_from_keep
 from yolo_prune.surgery import counted_macs
 
-STRENGTH = 1e-3
-"""Of the penalty on batch-norm scales: what the forks of network slimming have as their default, or ten times that."""
+CLOSE = 0.02
+"""MACs less than this fraction below the budget have met it: one ratio everywhere goes in steps."""
 
-CLOSE = 0.01
-"""MACs within this fraction of the budget count as having met it."""
+HALVINGS = 12
+"""Of the interval in which a ratio is looked for."""
+
+
+class PeerError(YoloPruneError):
+    """A peer cannot do it."""
+
+    exit_code = 1
 
 
 class KeepingTrainer(DetectionTrainer):
@@ -59,41 +66,50 @@ def finetune(network: nn.Module, dense: Path, **training: Any) -> Path:
     return best if best.is_file() else yolo.trainer.last
 
 
-def torch_pruning(dense: Path, budget: float, imgsz_px: int) -> nn.Module:
-    """Prune as Torch-Pruning's example for YOLOv8 does: C2f split, group norms, one ratio everywhere, no Detect.
+def ratio_for(macs_kept: Callable[[float], float], budget: float) -> float:
+    """Return the smallest ratio that meets a budget, for a tool that takes ratios.
 
-    It takes ratios, not budgets: the one that meets the budget is found by halving.
+    Args:
+        macs_kept: From a ratio to the fraction of the MACs that are left; the larger the ratio, the fewer.
+        budget: Most that may be left.
+
+    Raises:
+        PeerError: No ratio comes near the budget.
     """
-    image = torch.zeros(1, 3, imgsz_px, imgsz_px)
-    whole = counted_macs(_split(dense), image)
-    low, high = 0.0, 0.95
-    while True:
-        ratio = (low + high) / 2
-        network = _torch_pruned(dense, ratio, image)
-        kept = counted_macs(network, image) / whole
-        if abs(kept - budget) <= CLOSE * budget or high - low < 1e-3:
-            return network
-        low, high = (ratio, high) if kept > budget else (low, ratio)
+    low, high, nearest = 0.0, 0.95, macs_kept(0.95)
+    if nearest > budget:
+        raise PeerError(f"{nearest:.1%} of the MACs are left at a ratio of {high:g}", expected=f"{budget:.1%}")
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        kept = macs_kept(middle)
+        if kept > budget:
+            low = middle
+        else:
+            high, nearest = middle, kept
+    if nearest < (1.0 - CLOSE) * budget:
+        raise PeerError(f"{nearest:.1%} of the MACs are the nearest to {budget:.1%}", expected="a ratio that meets it")
+    return high
 
 
-def _torch_pruned(dense: Path, ratio: float, image: torch.Tensor) -> nn.Module:
-    import torch_pruning as tp
+def torch_pruned(dense: Path, ratio: float, imgsz_px: int) -> nn.Module:
+    """Prune as Torch-Pruning's example for YOLOv8 does: C2f split, group norms, one ratio everywhere, no Detect."""
+    import torch_pruning as tp  # needs the extra bench
 
-    network = _split(dense)
-    pruner = tp.pruner.MagnitudePruner(
+    network = split_network(dense)
+    pruner = tp.pruner.GroupNormPruner(
         network,
-        image,
+        torch.zeros(1, 3, imgsz_px, imgsz_px),
         importance=tp.importance.GroupMagnitudeImportance(),
         pruning_ratio=ratio,
-        round_to=8,
         ignored_layers=[module for module in network.modules() if isinstance(module, Detect)],
     )
     pruner.step()
     return network
 
 
-def _split(dense: Path) -> nn.Module:
-    from torch_pruning_peer import split  # needs the extra bench
+def split_network(dense: Path) -> nn.Module:
+    """Return the network of a checkpoint with every C2f split."""
+    from torch_pruning_peer import split
 
     network: Any = YOLO(str(dense)).model
     network = network.float().requires_grad_(True)
@@ -101,24 +117,48 @@ def _split(dense: Path) -> nn.Module:
     return network
 
 
-def sparsity_training(dense: Path, **training: Any) -> Path:
+def torch_pruning_ratio(dense: Path, budget: float, imgsz_px: int) -> float:
+    """Return the ratio by which Torch-Pruning meets a budget.
+
+    Raises:
+        PeerError: None does.
+    """
+    image = torch.zeros(1, 3, imgsz_px, imgsz_px)
+    whole = counted_macs(split_network(dense), image)
+    return ratio_for(lambda ratio: counted_macs(torch_pruned(dense, ratio, imgsz_px), image) / whole, budget)
+
+
+def sparsity_training(dense: Path, *, strength: float, **training: Any) -> Path:
     """Train as the forks of network slimming do: `s * sign(gamma)` is added to the gradient of every scale."""
     yolo = YOLO(str(dense))
-    yolo.add_callback("on_train_start", _penalise)
+    yolo.add_callback("on_train_start", lambda trainer: penalise(trainer, strength))
     yolo.train(**training)
-    best: Path = yolo.trainer.last  # `best` is the least sparse
-    return best
+    last: Path = yolo.trainer.last  # `best` is the least sparse
+    return last
 
 
-def _penalise(trainer: Any) -> None:
+def penalise(trainer: Any, strength: float) -> None:
+    """Add the penalty's gradient before every step."""
     scales = [module.weight for module in trainer.model.modules() if isinstance(module, nn.BatchNorm2d)]
 
     def add(*_: object) -> None:
         for scale in scales:
             if scale.grad is not None:
-                scale.grad.add_(STRENGTH * scale.detach().sign())
+                scale.grad.add_(strength * scale.detach().sign())
 
     trainer.optimizer.register_step_pre_hook(add)
+
+
+def strength_for(dense: Path, *, lr0: float, momentum: float, steps: int) -> float:
+    """Return the strength at which the penalty alone would carry the median scale to zero.
+
+    The forks' fixed values were chosen for longer trainings: in a few hundred steps 1e-3 moves no scale by more than a
+    hundredth. A step of SGD with momentum moves a scale by lr * strength / (1 - momentum) in the end, and a cosine
+    schedule has half of lr0 on average.
+    """
+    network: Any = read_checkpoint(dense).model
+    scales = torch.cat([one.weight.abs() for one in network.modules() if isinstance(one, nn.BatchNorm2d)])
+    return float(scales.float().median()) * (1.0 - momentum) / (0.5 * lr0 * steps)
 
 
 def slimming(sparse: Path, budget: float, imgsz_px: int, out: Path) -> Path:
@@ -130,7 +170,7 @@ def slimming(sparse: Path, budget: float, imgsz_px: int, out: Path) -> Path:
     graph = trace_model(source.model)
     free = Constraints(min_channels=1, max_fraction=0.99, round_to=1, attention="none")
     keep = allocate(
-        graph, _scales(source.model, graph), Budget(unit="macs", ratio=budget, imgsz_px=imgsz_px),
+        graph, scales_of(source.model, graph), Budget(unit="macs", ratio=budget, imgsz_px=imgsz_px),
         Allocation(path="global", constraints=free),
     )  # fmt: skip
     plan = plan_from_keep(graph, keep, source_sha256=source.sha256, imgsz_px=imgsz_px, choice={"peer": "slimming"})
@@ -138,7 +178,7 @@ def slimming(sparse: Path, budget: float, imgsz_px: int, out: Path) -> Path:
     return out
 
 
-def _scales(model: Any, graph: ChannelGraph) -> FloatArray:
+def scales_of(model: Any, graph: ChannelGraph) -> FloatArray:
     """Return each channel's scale; infinity where the forks do not look: shortcuts, and Detect."""
     scores = score_channels(graph, Evidence.of(model), CRITERIA["bn_scale"], normalization="none")
     head = f"model.{len(model.model) - 1}."
@@ -153,14 +193,19 @@ def _scales(model: Any, graph: ChannelGraph) -> FloatArray:
 
 
 USERS_WRITE: Mapping[str, tuple[Callable[..., Any] | type, ...]] = {
-    "torch_pruning": (KeepingTrainer, finetune, _torch_pruned, _split),
-    "slimming": (sparsity_training, _penalise, slimming, _scales),
+    "torch_pruning": (KeepingTrainer, finetune, torch_pruned, split_network),
+    "slimming": (sparsity_training, penalise, slimming, scales_of),
 }
 """What of this file a user of a peer has to write."""
 
+COMMANDS: Mapping[str, int] = {"dense": 0, "yolo_prune": 1, "yolo_prune_direct": 2}
+"""Commands of ours: `train` that prunes, or `prune` and `finetune`."""
+
 
 def user_lines(peer: str) -> int:
-    """Return how many lines of code that is, without comments, docstrings and blank lines."""
+    """Return how many lines a user writes: commands, or code without comments, docstrings and blank lines."""
+    if peer in COMMANDS:
+        return COMMANDS[peer]
     parts = list(USERS_WRITE[peer])
     if peer == "torch_pruning":
         import torch_pruning_peer as rebuilt

@@ -73,7 +73,7 @@ class Figures(Protocol):
 
 
 CELLS: dict[str, Callable[[list[dict[str, Any]]], Figures]] = {
-    "recipes": lambda lines: Cells(records=lines),
+    "recipes": lambda lines: Cells(records=lines, races=read_lines(RECORDS / "recipes_latency.jsonl")),
     "criteria": lambda lines: CriteriaFigures(records=lines),
     "latency": lambda lines: LatencyFigures(records=lines),
     "export": lambda lines: ExportFigures(records=lines),
@@ -86,7 +86,7 @@ CELLS: dict[str, Callable[[list[dict[str, Any]]], Figures]] = {
 
 def recipes() -> Cells:
     """Return the cells of recipes."""
-    return Cells(records=read_lines(RECORDS / "recipes.jsonl"))
+    return Cells(records=read_lines(RECORDS / "recipes.jsonl"), races=[])
 
 
 def candidates() -> SearchFigures:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from races import speed_up_in_words
 from recipes import CONTROLS, RECIPES
 from svg_picture import svg_picture
 
@@ -18,19 +19,28 @@ PLACE = ("model", "data", "imgsz_px", "batch", "dense_epochs")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cells:
-    """The cells of a record."""
+    """The cells of a record, and the latencies of what they made."""
 
     records: list[dict[str, Any]]
+    races: list[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
         """Return them as plain values."""
-        return {"cells": self.records}
+        return {"cells": self.records, "latencies": self.races}
 
     def table(self, *, markdown: bool = False) -> str:
         """Return one row a recipe and budget: means over the seeds, with the spread where there are several."""
-        rows = [_row(found) for found in _grouped(self.records)]
+        backends = list(dict.fromkeys(race["cell"]["backend"] for race in self.races))
+        rows = [[*_row(found), *self._speed_ups(found, backends)] for found in _grouped(self.records)]
         head = ["recipe", "epochs", "seeds", "MACs", "params", "silent", "before pruning", "pruned", "val", "test"]
-        return render(["model, data", *head], rows, markdown=markdown)
+        return render(["model, data", *head, *backends], rows, markdown=markdown) + _gaps(self.records)
+
+    def _speed_ups(self, records: list[dict[str, Any]], backends: list[str]) -> list[str]:
+        cells = [record["cell"] for record in records]
+        shared = (*PLACE, "budget", "epochs")
+        return [
+            speed_up_in_words(self.races, cells, cells[0]["recipe"], backend, shared=shared) for backend in backends
+        ]
 
     def draw(self, path: Path) -> None:
         """Draw mAP on val and the share of silent channels over the epochs, a row of panels for each comparison.
@@ -74,6 +84,20 @@ def _row(records: list[dict[str, Any]]) -> list[str]:
         f"{np.mean(silent):.0%}" if silent else "-",
         *(spread([one[key] for one in figures]) for key in ("unpruned", "pruned", "val", "test")),
     ]
+
+
+def _gaps(records: list[dict[str, Any]]) -> str:
+    """Say what the conversion of networks with compactors changed, a line a cell; nothing where there are none."""
+    return "".join(
+        f"\n{record['cell']['recipe']}, seed {record['cell']['seed']}, before and after its conversion: "
+        + ", ".join(
+            f"{split} {before:.4f} and {record['figures'][split]:.4f}"
+            for split, before in record["figures"]["before_conversion"].items()
+        )
+        + "\n"
+        for record in records
+        if "before_conversion" in record["figures"]
+    )
 
 
 def _in_stripes(figures: list[dict[str, Any]]) -> str:

@@ -16,11 +16,13 @@ class Step:
         settings: Its settings, beside those that every cell has; from the epochs of the step and the budget. A `train`
             takes those of `yolo-prune train` and every training key of the host.
         share: Share of the recipe's epochs that a `train` takes.
+        nets: How many networks it trains side by side: each epoch counts as so many.
     """
 
     verb: Literal["train", "prune", "search", "rewrite"]
     settings: Callable[[int, float], Mapping[str, Any]]
     share: float = 0.0
+    nets: int = 1
 
 
 def cut(**settings: Any) -> Step:
@@ -38,9 +40,9 @@ def plain() -> Step:
     return Step(verb="rewrite", settings=lambda _epochs, _budget: {"shortcuts": "remove"})
 
 
-def tune(share: float = 1.0, **settings: Any) -> Step:
+def tune(share: float = 1.0, *, nets: int = 1, **settings: Any) -> Step:
     """Train what there is."""
-    return Step(verb="train", share=share, settings=lambda _epochs, _budget: settings)
+    return Step(verb="train", share=share, settings=lambda _epochs, _budget: settings, nets=nets)
 
 
 def tune_to(**settings: Any) -> Step:
@@ -81,8 +83,8 @@ RECIPES: dict[str, list[Step]] = {
     "direct_global": [cut(allocation="global"), tune(**OFTEN)],
     "direct_taylor": [cut(allocation="uniform", criterion="taylor", data="data", recalibrate=100), tune(**OFTEN)],
     "direct_taylor_global": [cut(allocation="global", criterion="taylor", data="data", recalibrate=100), tune(**OFTEN)],
-    "searched": [look(candidates=50), tune(**OFTEN)],
-    "searched_informed": [look(candidates=50, strategy="informed"), tune(**OFTEN)],
+    "searched": [look(candidates=50, recalibrate=100), tune(**OFTEN)],
+    "searched_informed": [look(candidates=50, strategy="informed", recalibrate=100), tune(**OFTEN)],
     "distilled": [cut(allocation="uniform"), tune(distill="dense", **OFTEN)],
     "gradual": [cut_in_steps(steps=5, until=0.4)],
     "gradual_often": [cut_in_steps(steps=5, until=0.4, **OFTEN)],
@@ -97,7 +99,7 @@ RECIPES: dict[str, list[Step]] = {
     "resrep": [tune_to(method="resrep", **OFTEN)],
     "stripes": [tune_to(method="stripes", **OFTEN)],
     "grafted": [
-        tune(0.5, method="grafting", **OFTEN),
+        tune(0.5, nets=2, method="grafting", grafting={"nets": 2}, **OFTEN),
         cut_in_steps(steps=5, until=0.4, criterion="taylor", share=0.5, **OFTEN),
     ],
     "gradual_soft": [cut_in_steps(steps=5, until=0.4, prune_soft=True, **OFTEN)],

@@ -122,4 +122,4 @@ def warm_up() -> float:
 
 
 if __name__ == "__main__":
-    answer(measure)
+    answer(measure, Job)

@@ -21,6 +21,9 @@ from yolo_prune.errors import ConfigError, OutputError
 
 Made = TypeVar("Made")
 
+OURS = ".yolo_prune."
+"""In the name of every temporary file and folder: what a user's hidden file is called nobody knows."""
+
 
 def refuse_existing(path: Path) -> None:
     """Raise `OutputError` if `path` exists: to be called before long work, not only at its end."""
@@ -119,7 +122,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     refuse_existing(path)
     try:
         with parent_folders(path):
-            temporary = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
+            temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(path), dir=path.parent))
             try:
                 yield temporary
                 temporary.chmod(0o755)  # mkdtemp makes private folders; a result is an ordinary one
@@ -131,15 +134,20 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise cannot_write(path, error) from error
 
 
+def temporary_prefix(path: Path) -> str:
+    """Return how the names of temporary files and folders begin that are to become `path`."""
+    return f".{path.stem}{OURS}"
+
+
 def is_temporary(path: Path) -> bool:
-    """Return whether `new_file` or `new_folder` gave a path its name; one without its process was left by a kill."""
-    return re.fullmatch(r"\..+\.[a-z0-9_]{8}(\.[^.]+)?", path.name) is not None
+    """Return whether a path has a name of `new_file` or `new_folder`; one without its process was left by a kill."""
+    return re.fullmatch(rf"\..+{re.escape(OURS)}[a-z0-9_]{{8}}(\.[^.]+)?", path.name) is not None
 
 
 @contextlib.contextmanager
 def _temporary_beside(path: Path) -> Iterator[Path]:
     """Yield an empty file in the folder of `path` that vanishes at the end unless it was renamed."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=temporary_prefix(path), suffix=path.suffix, dir=path.parent)
     os.close(handle)
     try:
         yield Path(name)

@@ -24,7 +24,7 @@ from yolo_prune.export.parity import ParityReport, check_parity
 from yolo_prune.export.provenance import provenance_of, write_provenance
 from yolo_prune.export.quantization import quantize, require_quantizer
 from yolo_prune.export.tensorrt import export_engine, require_builder
-from yolo_prune.files import cannot_write, parent_folders, refuse_existing, write_json
+from yolo_prune.files import cannot_write, parent_folders, refuse_existing, temporary_prefix, write_json
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import task_of
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, drawn_files, image_files
@@ -177,7 +177,7 @@ def export_one(source: Path, folder: Path, variant: Variant, *, calibration: Seq
         return _export(source, variant, out)
     refuse_existing(out)
     try:
-        with parent_folders(out), tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as name:
+        with parent_folders(out), tempfile.TemporaryDirectory(prefix=temporary_prefix(out), dir=out.parent) as name:
             whole = _export(source, replace(variant, precision="fp32"), Path(name, f"whole{SUFFIXES[variant.format]}"))
             small = quantize(whole, in_batches(calibration, variant.batch), Path(name, out.name), format=variant.format)
             refuse_existing(out)
@@ -254,7 +254,7 @@ def export_proved(
     for place in (out, aside, figures):
         refuse_existing(place)
     try:
-        with parent_folders(out), tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as name:
+        with parent_folders(out), tempfile.TemporaryDirectory(prefix=temporary_prefix(out), dir=out.parent) as name:
             path = export_one(source.path, Path(name), variant, calibration=calibration)
             result = _compared(source, path, variant, images, len(calibration), data, reference, threads)
             place = out if result.error is None else aside

@@ -14,7 +14,7 @@ from yolo_prune.device.benchmark import benchmark
 from yolo_prune.device.benchmark_record import BenchmarkReport
 from yolo_prune.export.profile import RESULT as PROFILE
 from yolo_prune.export.runtimes import runtime_for
-from yolo_prune.files import is_temporary, new_file, sha256, write_json
+from yolo_prune.files import is_temporary, new_file, sha256, temporary_prefix, write_json
 from yolo_prune.hosts.slim import MARKER, PROOF
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate
@@ -270,6 +270,6 @@ class _Run:
 
     def _fresh(self, path: Path) -> Path:
         """Remove what a killed stage of this run left at a path of this run, unfinished files beside it included."""
-        for left in (path, *path.parent.glob(f".{path.stem}.*")):
+        for left in (path, *path.parent.glob(f"{temporary_prefix(path)}*")):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         return path

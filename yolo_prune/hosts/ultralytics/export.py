@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from yolo_prune.errors import ConfigError, ExportError, MissingDependencyError
-from yolo_prune.files import cannot_write, new_file, parent_folders, refuse_existing
+from yolo_prune.files import cannot_write, new_file, parent_folders, refuse_existing, temporary_prefix
 from yolo_prune.hosts.refusals import host_errors_as, require_imgsz
 from yolo_prune.hosts.ultralytics.checkpoints import unpickle
 from yolo_prune.hosts.ultralytics.refusals import loading
@@ -124,7 +124,7 @@ def _workspace(out: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(parent_folders(out))
-            folder = Path(tempfile.mkdtemp(prefix=f".{out.stem}.", dir=out.parent))
+            folder = Path(tempfile.mkdtemp(prefix=temporary_prefix(out), dir=out.parent))
         except OSError as error:
             raise cannot_write(out, error) from error
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
