@@ -7,10 +7,11 @@ import copy
 import pytest
 import sweep_models
 import yaml
+from coverage_figures import Coverage
 from model_cases import Case, all_cases, build_lively
 from random_plans import random_keep
 from sweep_models import TOLERANCE as ONNX_TOLERANCE
-from sweep_models import Coverage, require_gradients, sweep_model, without_gradient
+from sweep_models import require_gradients, sweep_model, without_gradient
 
 from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.errors import VerificationError

@@ -49,7 +49,9 @@ class TestRecipes:
     @pytest.mark.parametrize("recipe", RECIPES)
     @pytest.mark.parametrize("epochs", [30, 100])
     def test_all_train_as_long(self, recipe, epochs):
-        laboratory = Laboratory(RecipesConfig(data="d", model="m"), dataclasses.replace(CELL, recipe=recipe, epochs=epochs))
+        laboratory = Laboratory(
+            RecipesConfig(data="d", model="m"), dataclasses.replace(CELL, recipe=recipe, epochs=epochs)
+        )
         total = sum(laboratory._epochs(step) * step.nets for step in RECIPES[recipe] if step.verb == "train")
         assert total == (0 if recipe == "start" else epochs)
 

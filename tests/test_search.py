@@ -16,152 +16,24 @@ import numpy as np
 import pytest
 import torch
 from command_line import write_yaml
-from models import lively
+from searches import numbered, require_a_winner, words_for
 
 import yolo_prune.pipeline.search as search_module
-from yolo_prune.allocation import Allocation, Budget, Constraints, WidthSolver, allocate
+from yolo_prune.allocation import Budget, Constraints, WidthSolver
 from yolo_prune.allocation.budget import lowest_go
 from yolo_prune.allocation.latency import LatencyModel, fit_latency
-from yolo_prune.allocation.paths import Ratios
-from yolo_prune.channels import ChannelGraph
 from yolo_prune.device.machine import Machine
-from yolo_prune.errors import ConfigError, DataError, InfeasibleTargetError, MissingDependencyError
+from yolo_prune.errors import DataError
 from yolo_prune.export.profile import Profile
-from yolo_prune.files import read_lines, sha256
+from yolo_prune.files import read_lines
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.collection import TrainingImages
 from yolo_prune.hosts.ultralytics.scoring import Scorer
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model
 from yolo_prune.importance import Evidence, score_channels
 from yolo_prune.importance.plugged import CRITERIA
-from yolo_prune.pipeline.cliff import steepest
 from yolo_prune.pipeline.profile import drawn
-from yolo_prune.pipeline.sensitivity import curves
-from yolo_prune.search.sampling import BAND, TRIES, Sampler
-from yolo_prune.search.strategies import STRATEGIES, UNINFORMED, InformedSearch
-
-
-def sampler_of(name: str = "yolov8n", ratio: float = 0.5, **more: Any) -> tuple[ChannelGraph, Sampler, float]:
-    """A sampler, and what a candidate may cost."""
-    graph = trace_model(lively(name))
-    budget = Budget(unit="macs", ratio=ratio, imgsz_px=320)
-    sampler = Sampler(graph, WidthSolver(graph, Constraints()), budget, **more)
-    return graph, sampler, ratio * budget.cost(graph, graph.widths())
-
-
-class TestSampler:
-    @pytest.mark.parametrize("name", ["yolov8n", "yolo11n"])
-    @pytest.mark.parametrize("ratio", [0.7, 0.5, 0.3])
-    def test_candidates_meet_the_budget_and_can_be_built(self, name, ratio):
-        graph, sampler, limit = sampler_of(name, ratio)
-        for number in range(20):
-            candidate = sampler.draw(number)
-            cost = float(graph.cost.macs(candidate.widths, imgsz_px=320))
-            assert cost <= limit
-            assert candidate.moved or cost >= (1 - BAND) * limit
-            assert cost >= 0.95 * limit  # one that was moved comes near, too
-            graph.check_keep(lowest_go(graph, np.arange(graph.channel_count, dtype=float), candidate.widths))
-
-    @pytest.mark.parametrize("name", ["yolov8n", "yolo11n"])
-    @pytest.mark.parametrize("ratio", [0.7, 0.5, 0.3])
-    def test_most_of_them_are_drawn_and_not_moved(self, name, ratio):
-        """What the largest ratio is for: by the paper's 0.7, no draw ever keeps 70% or 30%."""
-        _, sampler, _ = sampler_of(name, ratio)
-        moved = [sampler.draw(number).moved for number in range(20)]
-        assert sum(moved) <= 8
-
-    def test_what_is_tied_shares_one_ratio(self):
-        graph = trace_model(lively("yolo11n"))
-        solver = WidthSolver(graph, Constraints(round_to=1, min_channels=1))
-        sampler = Sampler(graph, solver, Budget(unit="macs", ratio=0.5))
-        tied = [unit.groups for unit in solver.units if len(unit.groups) > 1]
-        assert tied
-        for number in range(5):
-            gone = 1.0 - sampler.draw(number).widths / graph.widths()
-            for groups in tied:
-                np.testing.assert_allclose(gone[groups], gone[groups[0]])
-
-    def test_smaller_budgets_draw_larger_ratios(self):
-        largest = [sampler_of(ratio=ratio)[1].largest for ratio in (0.7, 0.5, 0.3)]
-        assert 0.1 < largest[0] < largest[1] < largest[2] < 1.0
-
-    def test_a_number_is_a_candidate_whatever_was_drawn_before(self):
-        _, first, _ = sampler_of(seed=3)
-        _, second, _ = sampler_of(seed=3)
-        forwards = [first.draw(number).widths.tolist() for number in range(6)]
-        backwards = [second.draw(number).widths.tolist() for number in reversed(range(6))]
-        assert forwards == backwards[::-1]
-        assert len({str(widths) for widths in forwards}) == 6
-        _, other, _ = sampler_of(seed=4)
-        assert other.draw(0).widths.tolist() != forwards[0]
-
-    def test_what_is_never_met_is_moved_after_a_bounded_number_of_draws(self):
-        """A known bug of a fork: to draw for ever."""
-        graph, sampler, limit = sampler_of(ratio=0.3, largest=0.05)
-        candidate = sampler.draw(0)
-        assert candidate.moved
-        assert candidate.tries == TRIES
-        assert 0.95 * limit <= float(graph.cost.macs(candidate.widths, imgsz_px=320)) <= limit
-
-    def test_bad_input(self):
-        with pytest.raises(InfeasibleTargetError):
-            sampler_of(ratio=0.001)
-        for largest in (0.0, 1.0, -0.5):
-            with pytest.raises(ConfigError, match="largest ratio"):
-                sampler_of(largest=largest)
-
-
-class TestStrategies:
-    def scored(self, strategy: Any, count: int, worth: Any) -> dict[int, tuple[np.ndarray, float]]:
-        """Candidates and what they are worth, round by round."""
-        lines: dict[int, tuple[np.ndarray, float]] = {}
-        for numbers in strategy.rounds(count):
-            proposed = strategy.propose(numbers, lines)
-            assert [candidate.number for candidate in proposed] == list(numbers)
-            lines |= {candidate.number: (candidate.widths, worth(candidate.widths)) for candidate in proposed}
-        assert list(lines) == list(range(count))
-        return lines
-
-    @pytest.mark.parametrize("name", list(STRATEGIES))
-    def test_more_candidates_begin_with_the_same_ones(self, name):
-        def worth(widths: np.ndarray) -> float:
-            return float(widths[3])
-
-        short, long = (self.scored(STRATEGIES[name](sampler_of()[1]), count, worth) for count in (19, 26))
-        for number, (widths, _) in short.items():
-            np.testing.assert_array_equal(widths, long[number][0])
-
-    def test_informed_ones_are_within_the_budget_and_learn(self):
-        """The worth is the width of one group: random candidates stay near the middle, informed ones go up."""
-        graph, sampler, limit = sampler_of()
-        lines = self.scored(InformedSearch(sampler), 48, lambda widths: float(widths[5]))
-        assert all(float(graph.cost.macs(widths, imgsz_px=320)) <= limit for widths, _ in lines.values())
-        worths = np.array([worth for _, worth in lines.values()])
-        assert worths[32:].mean() > worths[:UNINFORMED].mean()
-
-    def test_the_informed_one_begins_as_the_random_one(self):
-        random, informed = (
-            self.scored(STRATEGIES[name](sampler_of()[1]), UNINFORMED, lambda _: 0.0) for name in STRATEGIES
-        )
-        assert all((random[number][0] == informed[number][0]).all() for number in random)
-
-    def test_optuna_is_asked_for(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "optuna", None)
-        with pytest.raises(MissingDependencyError, match="optuna"):
-            InformedSearch(sampler_of()[1])
-
-
-class TestRatios:
-    def test_groups_shrink_in_proportion_and_to_nothing(self):
-        graph = trace_model(lively("yolov8n"))
-        ratios = np.random.default_rng(0).uniform(0.1, 0.7, size=len(graph.groups))
-        path = Ratios(graph, ratios)
-        wishes = np.array([path.wish(step) for step in range(0, path.steps + 1, 50)])
-        assert (np.diff(wishes, axis=0) <= 0).all()
-        np.testing.assert_allclose(wishes[0], graph.widths())
-        np.testing.assert_allclose(wishes[-1], 0.0, atol=1e-9)
-        early = 1.0 - wishes[1] / graph.widths()
-        np.testing.assert_allclose(early / early.max(), ratios / ratios.max(), rtol=1e-6)
+from yolo_prune.search.sampling import Sampler
 
 
 @pytest.fixture(scope="module")
@@ -206,13 +78,6 @@ class TestScorer:
             Scorer(read_checkpoint(dense_checkpoint).model, images, held_out=0.01, seed=0)
 
 
-def words_for(model: Path, data: Path, out: Path, *, verb: str = "search", **more: Any) -> list[str]:
-    settings = {"imgsz": 64, "batches": 2, "batch": 4, "held_out": 0.25, **more}
-    if verb == "search":
-        settings = {"target_macs": 0.5, "candidates": 3, **settings}
-    return [verb, f"model={model}", f"data={data}", f"out={out}", *(f"{k}={v}" for k, v in settings.items())]
-
-
 @pytest.fixture
 def profile_of(tmp_path) -> Any:
     """Writes profiles of a device whose latency is half constant and half in proportion to the MACs."""
@@ -231,18 +96,6 @@ def profile_of(tmp_path) -> Any:
         return found, path
 
     return write
-
-
-def numbered(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of a folder's record, by number."""
-    return sorted(read_lines(folder / "candidates.jsonl"), key=lambda line: line["number"])
-
-
-def require_a_winner(lines: list[dict[str, Any]]) -> None:
-    """Agreement about scores that are all alike, or about the first candidate, would say little."""
-    scores = [line["score"] for line in lines]
-    assert len(set(scores)) == len(scores)
-    assert max(scores) > max(0.0, scores[0])
 
 
 @pytest.mark.slow
@@ -402,70 +255,6 @@ class TestFailing:
         assert command(*words).code == 0
 
 
-@pytest.mark.slow
-class TestCliff:
-    def test_stretches_are_halved_and_the_edge_is_a_plan(self, command, known_detector, tmp_path):
-        words = words_for(*known_detector, tmp_path / "c", verb="cliff", points=3, halvings=2, lowest=0.4)
-        outcome = command(*words, f"json={tmp_path / 'c.json'}")
-        assert outcome.code == 0
-        assert [line["ratio"] for line in numbered(tmp_path / "c")][:4] == pytest.approx([1.0, 0.8, 0.6, 0.4])
-        found = json.loads((tmp_path / "c.json").read_text())
-        macs = [line["macs"] for line in found["budgets"]]
-        assert macs == sorted(macs, reverse=True)
-        slopes = [
-            (upper["score"] - lower["score"]) / max(upper["macs"] - lower["macs"], 1)
-            for upper, lower in itertools.pairwise(found["budgets"])
-        ]
-        steepest = slopes.index(max(slopes))
-        ends = (found["edge"]["number"], found["foot"]["number"])
-        assert ends == tuple(line["number"] for line in found["budgets"][steepest : steepest + 2])
-        assert "steepest from" in outcome.out
-        again = command(*words)  # everything is known
-        assert again.out.splitlines()[-3:] == outcome.out.splitlines()[-3:]
-
-    def test_by_hand(self):
-        """From .5 at 100 to .4 at 60 and .1 at 50: .0025 and .03 a MAC."""
-        lines = [{"macs": 100, "score": 0.5}, {"macs": 60, "score": 0.4}, {"macs": 50, "score": 0.1}]
-        assert steepest(lines) == (lines[1], lines[2])
-
-
-class TestCurves:
-    def test_by_hand(self):
-        """A cut of 16 of 32 channels of one group, then of 8, beside a dense score of .6."""
-        graph = trace_model(lively("yolov8n"))
-        index = graph.group_names()["model.2.m.0.cv1.conv"]
-        whole = graph.widths()
-        lines = {0: {"widths": whole.tolist(), "score": 0.6}}
-        for number, (kept, score) in enumerate([(whole[index] // 2, 0.5), (whole[index] * 3 // 4, 0.62)], start=1):
-            widths = whole.copy()
-            widths[index] = kept
-            lines[number] = {"widths": widths.tolist(), "score": score}
-        found = curves(graph, lines)
-        assert list(found) == ["model.2.m.0.cv1.conv"]
-        assert found["model.2.m.0.cv1.conv"].removed == pytest.approx((0.25, 0.5))
-        assert found["model.2.m.0.cv1.conv"].drops == pytest.approx((-0.02, 0.1))
-
-    def test_a_head_may_go_whole_and_two_cuts_may_leave_a_group_alike(self):
-        """Whole heads: the group of a head that went lost all of its channels, at the drop that was seen."""
-        graph = trace_model(lively("yolo12n"))
-        solver = WidthSolver(graph, Constraints(attention="heads"))
-        cuts = []
-        for unit in solver.units:
-            wish = graph.widths().astype(float)
-            wish[unit.groups] *= 0.5
-            cuts.append(solver.settle(wish))
-        kept = next(cut for cut in cuts if not cut.all())
-        lines = {0: {"widths": graph.widths().tolist(), "score": 0.6}}
-        lines |= {number: {"widths": kept.tolist(), "score": score} for number, score in ((1, 0.5), (2, 0.4))}
-        found = curves(graph, lines)
-        gone = [curve for curve in found.values() if curve.removed == (1.0,)]
-        assert gone
-        assert all(curve.drops == pytest.approx((0.2,)) for curve in gone)
-        allocation = Allocation(constraints=Constraints(attention="heads"), drops=found)
-        keep = allocate(graph, np.ones(graph.channel_count), Budget(unit="macs", ratio=0.9), allocation)
-        assert float(graph.cost.macs(graph.kept_widths(keep), imgsz_px=640)) > 0
-
-
 class TestScoresOfChannels:
     """`importance.npy` belongs to the settings beside it."""
 
@@ -501,36 +290,6 @@ class TestScoresOfChannels:
         scores = self.begun(command, dense_checkpoint, tiny_data, folder)
         (folder / "candidates.jsonl").unlink()
         assert self.begun(command, dense_checkpoint, tiny_data, folder) == scores
-
-
-@pytest.mark.slow
-def test_sensitivity_is_measured_once_and_prune_takes_it(command, dense_checkpoint, tiny_data, tmp_path):
-    words = words_for(
-        dense_checkpoint, tiny_data, tmp_path / "s", verb="sensitivity", fractions="[0.5]", criterion="l1"
-    )
-    outcome = command(*words)
-    assert outcome.code == 0
-    graph = trace_model(read_checkpoint(dense_checkpoint).model)
-    content = json.loads((tmp_path / "s" / "sensitivity.json").read_text())
-    assert set(content["drops"]) == {group.name for group in graph.groups if not group.lock}
-    record = (tmp_path / "s" / "candidates.jsonl").read_bytes()
-    assert command(*words).out.splitlines()[-3:] == outcome.out.splitlines()[-3:]
-    assert (tmp_path / "s" / "candidates.jsonl").read_bytes() == record
-    pruned = command(
-        "prune", f"model={dense_checkpoint}", f"sensitivity={tmp_path / 's' / 'sensitivity.json'}", "target_macs=0.6",
-        f"out={tmp_path / 'slim.pt'}", f"json={tmp_path / 'slim.json'}", "criterion=l1",
-    )  # fmt: skip
-    assert pruned.code == 0
-    refused = command(
-        "prune", f"model={dense_checkpoint}", f"sensitivity={tmp_path / 's' / 'sensitivity.json'}", "target_macs=0.6",
-        f"out={tmp_path / 'other.pt'}",
-    )  # fmt: skip
-    assert refused.code == 2
-    assert "criterion=l2, but the sensitivity was measured with l1" in refused.err
-    plan = json.loads((tmp_path / "slim.json").read_text())["plan"]
-    assert plan["choice"]["allocation"] == "sensitivity"
-    assert plan["choice"]["sensitivity_sha256"] == sha256(tmp_path / "s" / "sensitivity.json")
-    assert 0.57 <= plan["after"]["macs"] / plan["before"]["macs"] <= 0.6
 
 
 class TestLatencyWithoutItsProfile:

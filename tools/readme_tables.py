@@ -21,11 +21,11 @@ from bench_criteria import CriteriaFigures
 from bench_export import ExportFigures
 from bench_latency import LatencyFigures
 from bench_speedups import SpeedupFigures
+from coverage_figures import Coverage
 from engine_figures import EngineFigures
 from peer_figures import PeerFigures
 from recipe_figures import Cells
 from search_figures import SearchFigures
-from sweep_models import Coverage
 
 from yolo_prune.cli import script
 from yolo_prune.configuration import setting

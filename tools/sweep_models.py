@@ -22,14 +22,14 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from coverage_figures import LEAST_PLANS, NOT_EXPORTED, Coverage
 from fresh_process import STOCK
-from model_cases import NEEDS_DOWNLOAD, OTHER_TASKS, ROOT, Case, all_cases, build_lively
+from model_cases import ROOT, Case, all_cases, build_lively
 from random_plans import random_keep
 from source import engine_hash
 from torch.utils._pytree import tree_leaves
@@ -49,7 +49,6 @@ from yolo_prune.hosts.ultralytics.inference import is_end_to_end, load_for_infer
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, trace_side, verifier
 from yolo_prune.pipeline.inspect import prunable_macs_share
 from yolo_prune.plan import plan_from_keep
-from yolo_prune.report import render
 from yolo_prune.surgery.mask import silence
 from yolo_prune.surgery.verify import max_abs_error
 
@@ -62,13 +61,7 @@ FUSED_TOLERANCE = 1e-9
 TINY = 1e-3
 """Least scale of a row: ONNX Runtime's sigmoid is good to 1e-7, however small its value, such as a faint score."""
 
-NOT_EXPORTED = ("yolov8-world",)
-"""Families that the host exports in no format."""
-
 RECORD = ROOT / "tools" / "records" / "coverage.json"
-
-LEAST_PLANS = (200, 20)
-"""Random plans of scales n, t and s, and of the others."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -82,80 +75,6 @@ class SweepConfig:
     part: int = setting(1, help="which share of the models this process takes")
     of: int = setting(1, help="number of shares")
     json: str | None = json_setting("the record of all models")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Coverage:
-    """Records of models by name; see `sweep_model`."""
-
-    records: dict[str, dict[str, Any]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the records."""
-        return self.records
-
-    def table(self, *, markdown: bool = False) -> str:
-        """Return one row a yaml: what was proven of each scale, what can be pruned and what not, and a line in all."""
-        families: dict[str, list[dict[str, Any]]] = {}
-        for record in self.records.values():
-            families.setdefault(record["family"], []).append(record)
-        head = [
-            "yaml",
-            "scales",
-            "plans",
-            "max error",
-            "ONNX",
-            "MACs that can go",
-            "locked besides image and outputs",
-            "",
-        ]
-        return render(head, [_row(*one) for one in sorted(families.items())], markdown=markdown) + (
-            ("\n" if markdown else "") + self._in_all()
-        )
-
-    def _in_all(self) -> str:
-        """Return how far the sweep is, what it leaves out, and what stands by an earlier engine."""
-        plans = sum(record["plans"] for record in self.records.values())
-        earlier = [name for name, record in self.records.items() if record["engine"] != engine_hash()]
-        deep = sum(record["plans"] >= least_plans(record["scale"]) for record in self.records.values())
-        return (
-            f"{len(self.records)} of the case table's {len(all_cases())} models, {plans} plans; {deep} models with the "
-            f"{LEAST_PLANS[0]} plans of scales n, t and s or the {LEAST_PLANS[1]} of others; "
-            f"{len(self.records) - len(earlier)} by the present engine, the others by an earlier one. Left out: "
-            f"{', '.join(NEEDS_DOWNLOAD)}, which downloads weights when it is built, and yamls of other tasks: "
-            f"{' and '.join(OTHER_TASKS)}.\n"
-        )
-
-
-def _row(family: str, records: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the cells of a yaml: one entry a scale where they differ, one for all where they do not."""
-    failed = [record["scale"] or "it" for record in records if record["failure"]]
-    earlier = [record["scale"] or "it" for record in records if record["engine"] != engine_hash()]
-    remarks = [f"fails: {' '.join(failed)}"] if failed else []
-    if earlier:
-        remarks.append("earlier engine" if len(earlier) == len(records) else f"earlier engine: {' '.join(earlier)}")
-    onnx = [record["onnx_max_rel"] for record in records if record["onnx_max_rel"] is not None]
-    return [
-        family,
-        " ".join(record["scale"] for record in records),
-        _in_turn(str(record["plans"]) for record in records),
-        f"{max(record['max_abs_error'] for record in records):.0e}",
-        f"{max(onnx):.0e}" if onnx else "not exported by the host" if family in NOT_EXPORTED else "a top-k list",
-        _in_turn(f"{record['prunable_macs']:.2%}" if record["plans"] else "-" for record in records),
-        "; ".join(sorted(set().union(*(record["locks"] for record in records)))) or "-",
-        "; ".join(remarks),
-    ]
-
-
-def _in_turn(texts: Iterable[str]) -> str:
-    """Return texts in a row, or the one that they all are."""
-    listed = list(texts)
-    return listed[0] if len(set(listed)) == 1 else " ".join(listed)
-
-
-def least_plans(scale: str) -> int:
-    """Return how many plans a model of a scale is to be proven by."""
-    return LEAST_PLANS[0] if scale in ("n", "t", "s") else LEAST_PLANS[1]
 
 
 def sweep_model(case: Case, plans: int, before: dict[str, Any] | None = None) -> dict[str, Any]:
