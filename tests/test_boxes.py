@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolo_prune.device.boxes import ANSWER, CONFIDENCE, BoxAgreement, compare_boxes
+from yolo_prune.device.boxes import (
+    ANSWER,
+    CONFIDENCE,
+    BoxAgreement,
+    compare_boxes,
+    rotated_overlaps,
+    upright_overlaps,
+)
 
 
 def rows(*found: tuple[float, float, float, float, float, float]) -> np.ndarray:
@@ -87,3 +94,36 @@ class TestLaws:
         other[:, [0, 2]] += np.float32(shift)
         found = [compare_boxes([one], [other], iou=iou).found for iou in (0.3, 0.5, 0.7, 0.9)]
         assert found == sorted(found, reverse=True)
+
+
+class TestRotated:
+    """Rows x, y, width, height, score, class, angle in radians."""
+
+    def rows(self, *boxes: tuple[float, float, float, float, float]) -> np.ndarray:
+        return np.array([[*box[:4], 0.9, 1, box[4]] for box in boxes], np.float32).reshape(-1, 7)
+
+    def test_by_hand(self):
+        """A square turned by 45 degrees shares an octagon of 8 (sqrt 2 - 1) with itself; half a side away, a third."""
+        turned, aside = (0, 0, 2, 2, np.pi / 4), (1, 0, 2, 2, 0)
+        found = rotated_overlaps(self.rows((0, 0, 2, 2, 0)), self.rows(turned, aside, (9, 9, 2, 2, 1)))
+        octagon = 8 * (2**0.5 - 1)
+        np.testing.assert_allclose(found, [[octagon / (8 - octagon), 1 / 3, 0]], atol=1e-5)
+
+    def test_a_quarter_turn_with_swapped_sides_is_the_same_box(self):
+        one, other = self.rows((5, 7, 4, 2, 0.3)), self.rows((5, 7, 2, 4, 0.3 - np.pi / 2))
+        np.testing.assert_allclose(rotated_overlaps(one, other), [[1]], atol=1e-5)
+        assert compare_boxes([one], [other], iou=0.99, overlaps=rotated_overlaps).share == 1
+
+    def test_one_without_area_overlaps_nothing(self):
+        assert rotated_overlaps(self.rows((0, 0, 0, 2, 0)), self.rows((0, 0, 0, 2, 0))).tolist() == [[0]]
+        assert rotated_overlaps(self.rows(), self.rows((0, 0, 1, 1, 0))).shape == (0, 1)
+
+    @given(st.integers(0, 1000))
+    @settings(max_examples=30, deadline=None)
+    def test_those_that_are_not_turned_overlap_as_upright_ones(self, seed):
+        upright = drawn(seed, 6)
+        centre, size = (upright[:, :2] + upright[:, 2:4]) / 2, upright[:, 2:4] - upright[:, :2]
+        turned = np.column_stack([centre, size, upright[:, 4:6], np.zeros(len(upright))]).astype(np.float32)
+        np.testing.assert_allclose(
+            rotated_overlaps(turned[:3], turned), upright_overlaps(upright[:3], upright), atol=1e-4
+        )

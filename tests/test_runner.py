@@ -115,6 +115,16 @@ class TestCheck:
         assert code == 1
         assert "0 of 2" in out
 
+    def test_detections_that_the_reference_lacks_fail(self, runner, bundle):
+        value = manifest(bundle)
+        found = sum(map(len, value["reference"]["detections"]))
+        value["reference"]["detections"] = [one[:1] for one in value["reference"]["detections"]]
+        (bundle / "bundle.json").write_text(json.dumps(value))
+        code, out, _ = runner(bundle, "check")
+        assert code == 1
+        assert "2 of 2" in out
+        assert f"2 of {found}" in out
+
     def test_runtimes_that_are_missing_are_told(self, runner, bundle, monkeypatch):
         without(monkeypatch, "ncnn", "openvino")
         code, out, _ = runner(bundle, "check")
@@ -205,7 +215,7 @@ class TestFoundAgain:
         return [{"class": 0, "score": score, "box": list(box)}]
 
     def found(self, box=BOX, class_id=0):
-        return [Finding(class_id=class_id, name="a", score=0.5, box=box)]
+        return [Finding(class_id=class_id, name="a", score=0.5, box=box).to_json()]
 
     @pytest.mark.parametrize(
         ("reference", "found", "expected"),

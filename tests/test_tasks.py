@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from bundles import IMGSZ_PX
 from checkpoint_files import TRAIN_ARGS, save_as_host
 from command_line import write_yaml
 from models import lively
@@ -22,11 +23,12 @@ from shapes import draw_dataset
 from ultralytics import YOLO
 
 from yolo_prune.cli import main
+from yolo_prune.device.sources import read_image
 from yolo_prune.errors import ConfigError, DataError, ParityError
 from yolo_prune.export.parity import TOLERANCES, ParityReport, check_parity
 from yolo_prune.hosts.slim import MARKER, is_slim, widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
-from yolo_prune.hosts.ultralytics.evaluation import Evaluation, _scores
+from yolo_prune.hosts.ultralytics.evaluation import Evaluation, _scores, image_files
 from yolo_prune.hosts.ultralytics.export import export_model
 from yolo_prune.hosts.ultralytics.run_files import interrupted
 from yolo_prune.hosts.ultralytics.trainer import TRAINERS, reset_weights, retarget_classes
@@ -246,6 +248,28 @@ class TestExport:
         out = export_model(case.slim, format="onnx", imgsz_px=64, out=tmp_path / "slim.onnx", end_to_end=True)
         agreement = check_parity(case.slim, out, imgsz_px=64).require().agreement
         assert agreement.extras.keys() == EXTRAS[case.task]
+
+    def test_rotated_boxes_are_matched_too(self, drawn, tmp_path):
+        """Of 8 bit nothing else is judged; a network that finds them elsewhere does not pass."""
+        pictures = [read_image(file) for file in image_files(drawn["obb"], "val")[:2]]
+        model = lively("yolov8n-obb")
+        with torch.no_grad():
+            for level, (scoring, distances) in enumerate(zip(model.model[-1].cv3, model.model[-1].cv2, strict=True)):
+                scoring[-1].weight *= 0.01
+                scoring[-1].bias[:] = -20.0
+                scoring[-1].bias[2] = -20.0 if level else 0.4  # a score near 0.6 in every cell of the finest level
+                distances[-1].weight *= 0.01
+                distances[-1].bias.view(4, -1)[:, :2] += 4.0  # half a cell from the centre: none suppresses another
+        source = save_as_host(model, tmp_path / "source.pt")
+        out = export_model(source, format="onnx", imgsz_px=IMGSZ_PX, out=tmp_path / "source.onnx")
+        boxes = check_parity(source, out, imgsz_px=IMGSZ_PX, images=pictures).require().boxes
+        assert boxes.found == boxes.expected > 0
+        shifted = read_checkpoint(source).model
+        with torch.no_grad():
+            for distances in shifted.model[-1].cv2:
+                distances[-1].bias.view(4, -1)[0, 9] += 20.0  # far to the left of it
+        found = check_parity(source, save_as_host(shifted, tmp_path / "s.pt"), imgsz_px=IMGSZ_PX, images=pictures).boxes
+        assert found.share < 0.5
 
     @pytest.mark.parametrize(
         ("name", "layer", "part"),

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Callable
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.device.runtimes.base import Array
+
+Overlaps = Callable[[Array, Array], NDArray[np.float64]]
+"""From detections (n, 6 or more) and (m, 6 or more) to the intersection over union of every pair, (n, m)."""
 
 CONFIDENCE = 0.25
 """Lowest score of a detection that the other side has to find too: what the host's prediction shows."""
@@ -41,22 +46,49 @@ class BoxAgreement:
         return min((part / whole for part, whole in pairs if whole), default=1.0)
 
 
-def compare_boxes(expected: list[Array], found: list[Array], *, iou: float) -> BoxAgreement:
+def upright_overlaps(first: Array, second: Array) -> NDArray[np.float64]:
+    """Return the overlaps of rows x1, y1, x2, y2, ..., as `detections` returns them; see `Overlaps`."""
+    one, other = first[:, None, :4].astype(np.float64), second[None, :, :4].astype(np.float64)
+    sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
+    common = np.clip(sides, 0, None).prod(axis=2)
+    union = sum((box[..., 2:] - box[..., :2]).prod(axis=2) for box in (one, other)) - common
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+
+
+def rotated_overlaps(first: Array, second: Array) -> NDArray[np.float64]:
+    """Return the overlaps of rows x, y, width, height, score, class, angle, as `rotated_detections` returns them.
+
+    The boxes themselves are cut, not their Gaussians: a box turned by a right angle with its sides swapped is the same.
+    See `Overlaps`.
+    """
+    sides = [[_rectangle(row) for row in rows] for rows in (first, second)]
+    common = np.array([[_common(one, other) for other in sides[1]] for one in sides[0]]).reshape(
+        len(first), len(second)
+    )
+    areas = [rows[:, 2:4].astype(np.float64).prod(axis=1) for rows in (first, second)]
+    union = areas[0][:, None] + areas[1][None] - common
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+
+
+def compare_boxes(
+    expected: list[Array], found: list[Array], *, iou: float, overlaps: Overlaps = upright_overlaps
+) -> BoxAgreement:
     """Match detections of the same images, one to one, by class and overlap.
 
     Args:
-        expected: The reference's detections above `ANSWER` of every image, as `detections` returns them: (n, 6 or more)
-            x1, y1, x2, y2, score, class, best first.
+        expected: The reference's detections above `ANSWER` of every image: (n, 6 or more) four numbers of the box,
+            score, class, best first.
         found: The artefact's.
         iou: See `BoxAgreement`.
+        overlaps: What the first four numbers mean, and what else a box is made of.
     """
     pairs = list(zip(expected, found))
     return BoxAgreement(
         iou=iou,
         expected=sum(len(_sure(want)) for want, _ in pairs),
-        found=sum(_matched(_sure(want), got, iou) for want, got in pairs),
+        found=sum(_matched(_sure(want), got, iou, overlaps) for want, got in pairs),
         answered=sum(len(_sure(got)) for _, got in pairs),
-        backed=sum(_matched(_sure(got), want, iou) for want, got in pairs),
+        backed=sum(_matched(_sure(got), want, iou, overlaps) for want, got in pairs),
     )
 
 
@@ -65,24 +97,26 @@ def _sure(rows: Array) -> Array:
     return rows[rows[:, 4] > CONFIDENCE]
 
 
-def _matched(wanted: Array, offered: Array, iou: float) -> int:
+def _matched(wanted: Array, offered: Array, iou: float, overlaps: Overlaps) -> int:
     """Return how many of the wanted detections find a partner of their own; the best choose first."""
     if not len(offered):
         return 0
-    overlaps = np.where(wanted[:, None, 5] == offered[None, :, 5], _overlaps(wanted, offered), 0)
+    left = np.where(wanted[:, None, 5] == offered[None, :, 5], overlaps(wanted, offered), 0)
     count = 0
-    for row in overlaps:
+    for row in left:
         partner = int(row.argmax())
         if row[partner] >= iou:
-            overlaps[:, partner] = 0  # taken; the row is a view, and done
+            left[:, partner] = 0  # taken; the row is a view, and done
             count += 1
     return count
 
 
-def _overlaps(first: Array, second: Array) -> NDArray[np.float64]:
-    """Return the intersection over union of every pair of boxes, (n, m)."""
-    one, other = first[:, None, :4].astype(np.float64), second[None, :, :4].astype(np.float64)
-    sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
-    common = np.clip(sides, 0, None).prod(axis=2)
-    union = sum((box[..., 2:] - box[..., :2]).prod(axis=2) for box in (one, other)) - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+def _rectangle(row: Array) -> tuple[tuple[float, float], tuple[float, float], float]:
+    """Return a rotated box as OpenCV describes it: centre, size, angle in degrees."""
+    return (float(row[0]), float(row[1])), (float(row[2]), float(row[3])), float(np.degrees(row[6]))
+
+
+def _common(one: tuple[object, object, float], other: tuple[object, object, float]) -> float:
+    """Return the area that two rectangles share."""
+    _, points = cv2.rotatedRectangleIntersection(one, other)  # type: ignore[call-overload]
+    return 0.0 if points is None else float(cv2.contourArea(cv2.convexHull(points)))

@@ -22,7 +22,7 @@ from yolo_prune.errors import ConfigError, ParityError
 # matter of rounding. Half precision moves scores of a trained yolov8n by 2e-2 (see TOLERANCES of export/parity.py).
 _MARGIN = 0.1
 _SAME_OBJECT = 0.5  # overlap of boxes, as COCO counts
-_FOUND_AGAIN = 0.9  # share of the detections that count: 8-bit weights lose a few, a broken artefact nearly all
+_FOUND_AGAIN = 0.9  # share of the detections that count, either way: 8-bit weights lose a few, a broken artefact more
 _MAX_EXCUSED = 0.5  # share of end-to-end rows at the edge of the top-k; see `compare_detections`
 
 
@@ -40,6 +40,8 @@ class Verdict:
         agreement: Raw outputs compared, the runtime computing in full precision where it can.
         expected: Detections of the reference that count.
         found_again: How many of them were found as the artefact is deployed, with the runtime's default precision.
+        answered: Detections of the artefact, as it is deployed, that count.
+        backed: How many of them the reference has too.
     """
 
     artefact: str
@@ -50,6 +52,8 @@ class Verdict:
     agreement: Agreement
     expected: int
     found_again: int
+    answered: int
+    backed: int
 
     @property
     def max_rel(self) -> float:
@@ -59,7 +63,7 @@ class Verdict:
     @property
     def passed(self) -> bool:
         """Whether raw outputs and detections both agree; where only detections are judged, there must be some."""
-        again = self.found_again >= _FOUND_AGAIN * self.expected
+        again = self.found_again >= _FOUND_AGAIN * self.expected and self.backed >= _FOUND_AGAIN * self.answered
         if self.tolerance is None:
             return again and self.expected > 0
         judged = self.agreement.excused <= _MAX_EXCUSED * self.agreement.rows
@@ -95,10 +99,13 @@ def compare_with_reference(bundle: Bundle, artefact: Path, *, threads: int) -> V
     tolerance = bundle.tolerances.get(precision)
     agreement = compare_outputs(expected, found, bundle.network, tolerance=tolerance or 1.0)
     as_deployed = found if deployed == proving else _run(deployed, artefact, bundle, tensors, threads)[0]
-    counts = [
-        count_found_again(reference, _findings(as_deployed, index, bundle, placement), bundle.reference.confidence)
-        for index, (reference, (_, placement)) in enumerate(zip(bundle.reference.detections, inputs))
+    seen = [
+        [one.to_json() for one in _findings(as_deployed, index, bundle, placement)]
+        for index, (_, placement) in enumerate(inputs)
     ]
+    pairs = list(zip(bundle.reference.detections, seen))
+    again = [count_found_again(wanted, offered, bundle.reference.confidence) for wanted, offered in pairs]
+    backed = [count_found_again(wanted, offered, bundle.reference.confidence) for offered, wanted in pairs]
     return Verdict(
         artefact=artefact.name,
         backend=proving.name,
@@ -106,8 +113,10 @@ def compare_with_reference(bundle: Bundle, artefact: Path, *, threads: int) -> V
         precision=precision,
         tolerance=tolerance,
         agreement=agreement,
-        expected=sum(count for count, _ in counts),
-        found_again=sum(again for _, again in counts),
+        expected=sum(due for due, _ in again),
+        found_again=sum(found for _, found in again),
+        answered=sum(due for due, _ in backed),
+        backed=sum(found for _, found in backed),
     )
 
 
@@ -126,22 +135,22 @@ def compare_outputs(
 
 
 def count_found_again(
-    reference: Sequence[Mapping[str, Any]], found: Sequence[Finding], confidence: float
+    wanted: Sequence[Mapping[str, Any]], offered: Sequence[Mapping[str, Any]], confidence: float
 ) -> tuple[int, int]:
-    """Count the detections of the reference that have to be found, and those that are: same class, IoU of 0.5 or more.
+    """Count the detections of one side that the other has to have, and those that it has: same class, IoU >= 0.5.
 
     Args:
-        reference: As `Finding.to_json` gives them.
-        found: What the artefact finds at the same threshold.
+        wanted: Of the one side, as `Finding.to_json` gives them.
+        offered: Of the other, at the same threshold.
         confidence: That threshold.
     """
-    due = [one for one in reference if one["score"] >= confidence + _MARGIN]
-    left = list(found)
+    due = [one for one in wanted if one["score"] >= confidence + _MARGIN]
+    left = list(offered)
     again = 0
     for one in due:
-        same = [other for other in left if other.class_id == one["class"]]
-        best = max(same, key=lambda other: overlap(one["box"], other.box), default=None)
-        if best is not None and overlap(one["box"], best.box) >= _SAME_OBJECT:
+        same = [other for other in left if other["class"] == one["class"]]
+        best = max(same, key=lambda other: overlap(one["box"], other["box"]), default=None)
+        if best is not None and overlap(one["box"], best["box"]) >= _SAME_OBJECT:
             left.remove(best)
             again += 1
     return len(due), again

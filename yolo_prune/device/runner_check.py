@@ -71,11 +71,21 @@ def _table(verdicts: list[Verdict]) -> str:
             f"{one.max_rel:.1e}",
             "-" if one.tolerance is None else f"{one.tolerance:g}",
             f"{one.found_again} of {one.expected}",
+            f"{one.backed} of {one.answered}",
             "yes" if one.passed else "NO",
         ]
         for one in verdicts
     ]
-    headings = ["artefact", "runtime", "precision", "max relative error", "tolerance", "found again", "agrees"]
+    headings = [
+        "artefact",
+        "runtime",
+        "precision",
+        "max relative error",
+        "tolerance",
+        "found again",
+        "of its own",
+        "agrees",
+    ]
     return columns(headings, rows)
 
 

@@ -17,9 +17,10 @@ from yolo_prune.device.agreement import (
     compare_detections,
     compare_entries,
 )
-from yolo_prune.device.boxes import ANSWER, BoxAgreement, compare_boxes
+from yolo_prune.device.boxes import ANSWER, BoxAgreement, compare_boxes, rotated_overlaps, upright_overlaps
 from yolo_prune.device.detections import Placement, detections, letterbox
 from yolo_prune.device.images import require_image, synthetic_images
+from yolo_prune.device.rotated import rotated_detections
 from yolo_prune.device.runtimes import Array
 from yolo_prune.device.runtimes.base import Precision, Session
 from yolo_prune.errors import DataError, ParityError
@@ -59,7 +60,7 @@ class ParityReport:
         images: Number of images compared.
         tolerance: Largest allowed `max_rel`; None where the raw outputs are not judged (8 bit).
         agreement: The differences of boxes, scores and what else the task predicts.
-        boxes: Which detections agree; None on drawn images, and where boxes are rotated, which only their rows tell.
+        boxes: Which detections agree; None on drawn images.
         box_share: Least share of them.
     """
 
@@ -184,9 +185,10 @@ def check_parity(
     )
     iou, box_share = BOX_LIMITS[precision]
     boxes = None
-    if images is not None and task_of(model) != "obb":  # corners of rotated boxes are not in these rows
+    if images is not None:
         sides = [_boxes(side[0], placements, model, end_to_end=end_to_end) for side in (expected, found)]
-        boxes = compare_boxes(sides[0], sides[1], iou=iou)
+        overlaps = rotated_overlaps if task_of(model) == "obb" else upright_overlaps
+        boxes = compare_boxes(sides[0], sides[1], iou=iou, overlaps=overlaps)
     return ParityReport(
         artefact=artefact.name,
         backend=runtime.name,
@@ -222,8 +224,9 @@ def _predict(session: Session, inputs: Sequence[Array]) -> list[Array]:
 def _boxes(raw: Array, placements: Sequence[Placement], model: Any, *, end_to_end: bool) -> list[Array]:
     """Return the detections of every image."""
     classes = len(model.names)
+    choose = rotated_detections if task_of(model) == "obb" else detections
     return [
-        detections(raw[at : at + 1], placement, classes=classes, end_to_end=end_to_end, confidence=ANSWER)
+        choose(raw[at : at + 1], placement, classes=classes, end_to_end=end_to_end, confidence=ANSWER)
         for at, placement in enumerate(placements)
     ]
 

@@ -265,7 +265,8 @@ def _require_as_carried(made: Bundle) -> None:
         if not verdict.passed:
             raise ParityError(
                 f"artefact '{artefact.path}' differs from PyTorch: by {verdict.max_rel:.1e} of the outputs' scale, and "
-                f"{verdict.found_again} of {verdict.expected} detections are found again",
+                f"{verdict.found_again} of {verdict.expected} detections are found again, {verdict.backed} of "
+                f"{verdict.answered} are the reference's",
                 expected=f"at most {verdict.tolerance} of the scale, and the detections of the reference",
                 remedy="do not deploy it; try other images or another format",
             )
