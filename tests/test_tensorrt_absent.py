@@ -121,6 +121,23 @@ class TestRequests:
         assert "yolo-prune bundle target=jetson" in capsys.readouterr().err
         assert not out.exists()
 
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["dynamic=true"], "dynamic=true with batch=1"),
+            (["dla=0"], "accelerator with precision fp32"),
+            (["workspace=0"], "workspace=0"),
+            (["timing_cache={picture}"], "holiday.jpg"),
+        ],
+    )
+    def test_what_cannot_be_is_told_before_any_work(self, words, said, tmp_path, capsys):
+        picture = tmp_path / "holiday.jpg"
+        picture.write_bytes(b"a picture")
+        command = ["export", f"model={checkpoint('yolov8n')}", f"out={tmp_path / 'exports'}", "format=engine"]
+        assert main([*command, f"imgsz={IMGSZ_PX}", *(word.format(picture=picture) for word in words)]) == 2
+        assert said in capsys.readouterr().err
+        assert picture.read_bytes() == b"a picture"
+
     def test_settings_of_an_engine_are_for_engines(self, tmp_path, capsys):
         command = ["export", f"model={checkpoint('yolov8n')}", f"out={tmp_path / 'a'}", "format=onnx", "sparse=true"]
         assert main(command) == 2
@@ -162,18 +179,27 @@ class TestTrtexec:
 
     @pytest.mark.usefixtures("program")
     def test_builds(self, tmp_path):
-        out = build_engine(exported("yolov8n"), tmp_path / "å b.engine", EngineOptions(workspace_mib=9))
+        cache = tmp_path / "new" / "timing.cache"
+        out = build_engine(
+            exported("yolov8n"), tmp_path / "å b.engine", EngineOptions(workspace_mib=9), timing_cache=cache
+        )
+        assert cache.parent.is_dir()  # trtexec makes none
         file = EngineFile.read(out)
         assert file.metadata["task"] == "detect"
         words = file.plan.decode().removeprefix("ptrt").splitlines()
-        assert words == [f"--onnx={exported('yolov8n')}", "--skipInference", "--memPoolSize=workspace:9"]
+        assert words == [
+            f"--onnx={exported('yolov8n')}",
+            "--skipInference",
+            "--memPoolSize=workspace:9",
+            f"--timingCacheFile={cache}",
+        ]
 
     @pytest.mark.usefixtures("program")
     def test_int8_needs_an_earlier_calibration(self, tmp_path):
         images = [np.zeros((1, 3, IMGSZ_PX, IMGSZ_PX), np.float32)]
         calibration = Calibration(images, cache=tmp_path / "ranges")
         options = EngineOptions(precision="int8")
-        with pytest.raises(ConfigError, match="without calibration"):
+        with pytest.raises(ConfigError, match="trtexec, which cannot calibrate"):
             build_engine(exported("yolov8n"), tmp_path / "a.engine", options, calibration)
 
     @pytest.mark.usefixtures("program")

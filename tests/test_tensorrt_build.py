@@ -16,7 +16,7 @@ from yolo_prune.device.onnx_facts import OnnxFacts
 from yolo_prune.device.runtimes.engine_file import EngineFile
 from yolo_prune.device.tensorrt_build import build_engine
 from yolo_prune.device.tensorrt_recipe import BatchRange, EngineOptions
-from yolo_prune.errors import ConfigError, DataError, ExportError
+from yolo_prune.errors import ConfigError, DataError, ExportError, OutputError
 from yolo_prune.export.tensorrt import export_engine
 
 IMAGE = np.full((1, 3, IMGSZ_PX, IMGSZ_PX), 0.5, np.float32)
@@ -107,7 +107,7 @@ class TestBuild:
         assert trt.calls("IBuilderConfig.flags") == [[0]]
         assert not [call for call in trt.log if call[0].startswith("ILayer.")]
 
-    @pytest.mark.parametrize(("version", "calibration_profiles"), [("8.6.1", 1), ("10.3.0", 0)])
+    @pytest.mark.parametrize(("version", "calibration_profiles"), [("8.6.1", 1), ("10.3.0", 1)])
     def test_calibration(self, installed, tmp_path, version, calibration_profiles):
         seen = []
 
@@ -160,15 +160,47 @@ class TestBuild:
         with pytest.raises(ConfigError, match="device with 0"):
             build_engine(exported("yolov8n"), tmp_path / "a.engine", EngineOptions(precision="fp16", dla_core=0))
 
-    @pytest.mark.parametrize("matches", [True, False])
-    def test_timing_cache_is_read_and_written_back(self, installed, tmp_path, matches):
+    def test_timing_cache_is_read_and_written_back(self, installed, tmp_path):
         cache = tmp_path / "timing.cache"
         cache.write_bytes(b"earlier")
-        trt = installed("10.3.0", IBuilderConfig__set_timing_cache=lambda *_: matches)
+        trt = installed("10.3.0")
         build_engine(exported("yolov8n"), tmp_path / "a.engine", EngineOptions(), timing_cache=cache)
-        created = trt.calls("IBuilderConfig.create_timing_cache")
-        assert created == [[b"earlier"]] if matches else [[b"earlier"], [b""]]
+        assert trt.calls("IBuilderConfig.create_timing_cache") == [[b"earlier"]]
         assert cache.read_bytes() == b"timings"
+
+    @pytest.mark.parametrize("stated", ["create_timing_cache", "set_timing_cache"])
+    def test_timing_cache_of_another_gpu_is_left_alone_and_told(self, installed, tmp_path, stated):
+        """TensorRT makes none of its bytes, or does not take what it made."""
+        cache, told = tmp_path / "timing.cache", []
+        cache.write_bytes(b"earlier")
+        trt = installed("10.3.0")
+        answers = {
+            "create_timing_cache": lambda known: None if known else trt.make("ITimingCache"),
+            "set_timing_cache": lambda *_: len(trt.calls("IBuilderConfig.create_timing_cache")) == 2,
+        }
+        trt.stated["IBuilderConfig", stated] = answers[stated]
+        build_engine(
+            exported("yolov8n"), tmp_path / "a.engine", EngineOptions(), timing_cache=cache, progress=told.append
+        )
+        assert trt.calls("IBuilderConfig.create_timing_cache") == [[b"earlier"], [b""]]
+        assert cache.read_bytes() == b"earlier"
+        assert "neither used nor changed" in told[0]
+
+    def test_a_file_that_is_no_timing_cache_is_not_replaced(self, installed, tmp_path):
+        installed("10.3.0")
+        (tmp_path / "holiday.jpg").write_bytes(b"a picture")
+        with pytest.raises(ConfigError, match=r"holiday\.jpg"):
+            build_engine(
+                exported("yolov8n"), tmp_path / "a.engine", EngineOptions(), timing_cache=tmp_path / "holiday.jpg"
+            )
+        assert (tmp_path / "holiday.jpg").read_bytes() == b"a picture"
+
+    def test_a_folder_that_cannot_be_written_is_told_before_the_build(self, installed, tmp_path):
+        trt = installed("10.3.0")
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(OutputError, match="cannot write"):
+            build_engine(exported("yolov8n"), tmp_path / "file" / "a.engine", EngineOptions())
+        assert not trt.log
 
     def test_progress(self, installed, tmp_path):
         phases = []

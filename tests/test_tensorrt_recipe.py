@@ -194,6 +194,7 @@ class TestTrtexec:
             "--maxShapes=images:4x3x64x64",
             "--precisionConstraints=prefer",
             "--layerPrecisions=/model.22/dfl/Softmax:fp32,/model.22/Sigmoid:fp32",
+            "--layerOutputTypes=/model.22/dfl/Softmax:fp32,/model.22/Sigmoid:fp32",
             "--memPoolSize=workspace:512",
             "--useDLACore=0",
             "--timingCacheFile=t.cache",

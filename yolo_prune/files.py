@@ -35,6 +35,17 @@ def refuse_existing(path: Path) -> None:
         )
 
 
+def require_writable(path: Path) -> None:
+    """Raise `OutputError` if `path` exists or cannot be written: to be called before long work. Nothing is left."""
+    refuse_existing(path)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def require_new_outputs(outputs: Mapping[str, str | None]) -> None:
     """Refuse outputs of one command that exist or that would overwrite each other: to be called before any work.
 

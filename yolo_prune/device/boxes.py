@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Tuple
 
 import cv2
 import numpy as np
@@ -13,6 +13,9 @@ from yolo_prune.device.runtimes.base import Array
 
 Overlaps = Callable[[Array, Array], NDArray[np.float64]]
 """From detections (n, 6 or more) and (m, 6 or more) to the intersection over union of every pair, (n, m)."""
+
+Rectangle = Tuple[Tuple[float, float], Tuple[float, float], float]
+"""A rotated box as OpenCV describes it: centre, size, angle in degrees."""
 
 CONFIDENCE = 0.25
 """Lowest score of a detection that the other side has to find too: what the host's prediction shows."""
@@ -111,12 +114,12 @@ def _matched(wanted: Array, offered: Array, iou: float, overlaps: Overlaps) -> i
     return count
 
 
-def _rectangle(row: Array) -> tuple[tuple[float, float], tuple[float, float], float]:
-    """Return a rotated box as OpenCV describes it: centre, size, angle in degrees."""
+def _rectangle(row: Array) -> Rectangle:
+    """Return a rotated box as OpenCV describes it."""
     return (float(row[0]), float(row[1])), (float(row[2]), float(row[3])), float(np.degrees(row[6]))
 
 
-def _common(one: tuple[object, object, float], other: tuple[object, object, float]) -> float:
+def _common(one: Rectangle, other: Rectangle) -> float:
     """Return the area that two rectangles share."""
-    _, points = cv2.rotatedRectangleIntersection(one, other)  # type: ignore[call-overload]
+    _, points = cv2.rotatedRectangleIntersection(one, other)
     return 0.0 if points is None else float(cv2.contourArea(cv2.convexHull(points)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Sequence, cast
+from typing import TYPE_CHECKING, Iterator, Sequence, cast
 
 import numpy as np
 
@@ -50,10 +50,10 @@ class Calibration:
                 remedy="give more images",
             )
 
-    def batches(self, size: int) -> list[Array]:
-        """Return the images in batches (size, 3, H, W); what is left over is not used."""
+    def batches(self, size: int) -> Iterator[Array]:
+        """Yield the images in batches (size, 3, H, W); what is left over is not used."""
         whole = len(self.images) // size * size
-        return [np.concatenate(self.images[at : at + size]) for at in range(0, whole, size)]
+        return (np.concatenate(self.images[at : at + size]) for at in range(0, whole, size))
 
 
 def calibrator(calibration: Calibration, recipe: Recipe, stream: Stream) -> trt.IInt8Calibrator:
@@ -66,7 +66,7 @@ def calibrator(calibration: Calibration, recipe: Recipe, stream: Stream) -> trt.
     """
     import tensorrt as trt
 
-    batches = iter(calibration.batches(recipe.batch))
+    batches = calibration.batches(recipe.batch)
 
     class Calibrator(trt.IInt8EntropyCalibrator2):
         """Hands out one batch after the other."""

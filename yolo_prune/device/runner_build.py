@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -47,6 +48,12 @@ def build(bundle: Bundle, options: BuildOptions) -> None:
     engine = out / f"{Path(onnx.path).stem}_{precision}.engine"
     refuse_existing(engine)
     _require_tensorrt()
+    if not is_installed():
+        print(
+            "TensorRT's Python package is missing: trtexec builds the engine, but check, benchmark and detect need the "
+            "package to run it: sudo apt install python3-libnvinfer",
+            flush=True,
+        )
     build_engine(
         bundle.path(onnx),
         engine,
@@ -55,7 +62,7 @@ def build(bundle: Bundle, options: BuildOptions) -> None:
             workspace_mib=options.workspace or None,
             dla_core=None if options.dla < 0 else options.dla,
         ),
-        _calibration(bundle, out) if precision == "int8" else None,
+        _calibration(bundle, onnx.path, out) if precision == "int8" else None,
         timing_cache=out / "timing.cache",
         verbose=options.verbose,
         progress=print,
@@ -94,8 +101,10 @@ def _require_tensorrt() -> None:
         )
 
 
-def _calibration(bundle: Bundle, out: Path) -> Calibration:
-    """Return the network inputs that 8-bit ranges are measured on, and where the ranges are kept."""
+def _calibration(bundle: Bundle, onnx: str, out: Path) -> Calibration:
+    """Return the network inputs that 8-bit ranges are measured on, and where those of these very files are kept."""
+    sums = "".join(bundle.files[name] for name in (onnx, *bundle.calibration))
+    cache = out / f"calibration_{hashlib.sha256(sums.encode()).hexdigest()[:8]}.cache"
     images = (read_image(bundle.folder / name) for name in bundle.calibration)
     inputs = [letterbox(image, bundle.network.imgsz_px)[0] for image in images]
-    return Calibration(inputs, cache=out / "calibration.cache")
+    return Calibration(inputs, cache=cache)

@@ -83,7 +83,7 @@ def _table(verdicts: list[Verdict]) -> str:
         "max relative error",
         "tolerance",
         "found again",
-        "of its own",
+        "its own right",
         "agrees",
     ]
     return columns(headings, rows)

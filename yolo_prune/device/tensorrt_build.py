@@ -19,7 +19,7 @@ from yolo_prune.device.tensorrt_library import Messages, Version, is_installed, 
 from yolo_prune.device.tensorrt_recipe import BITS, EngineOptions, Recipe, make_recipe
 from yolo_prune.device.trtexec import find_trtexec, run_trtexec, trtexec_command, trtexec_version
 from yolo_prune.errors import ConfigError, ExportError
-from yolo_prune.files import new_file, refuse_existing
+from yolo_prune.files import new_file, require_writable
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -36,7 +36,8 @@ class Request:
         out: Where the engine shall stand; nothing may stand there yet.
         options: What is asked of it.
         calibration: Images for int8, and where the ranges are kept.
-        timing_cache: Timings of layers, read where it exists and written back: the next build takes a fraction.
+        timing_cache: Timings of layers, read where it exists and written back: the next build takes a fraction. A file
+            that is there has to be named *.cache; one of another GPU or version is neither used nor changed.
         verbose: Print everything that TensorRT says.
         progress: Called with every phase of the build (TensorRT 10 and newer).
     """
@@ -75,19 +76,34 @@ def build_engine(
         `out`.
 
     Raises:
-        ConfigError: The ONNX file or the options cannot be built from, or there is no GPU.
+        ConfigError: The ONNX file, the options or the timing cache cannot be built from, or there is no GPU.
         DataError: There are no images to calibrate with.
         ExportError: TensorRT refused the ONNX file or failed to build it.
         MissingDependencyError: There is neither TensorRT's package nor trtexec.
         OutputError: `out` exists or cannot be written.
     """
     request = Request(onnx, out, options, calibration, timing_cache, verbose, progress)
-    refuse_existing(out)
+    require_writable(out)
+    require_timing_cache(timing_cache)
     facts = OnnxFacts.read(onnx)
     program = None if is_installed() else find_trtexec()
     plan = _build(request, facts) if program is None else _build_with(program, request, facts)
     EngineFile(plan=plan, metadata=engine_metadata(facts, options)).write(out)
     return out
+
+
+def require_timing_cache(file: Path | None) -> None:
+    """Refuse a file that is none: the build would replace it.
+
+    Raises:
+        ConfigError: It exists and is not named *.cache.
+    """
+    if file is not None and file.exists() and (file.suffix != ".cache" or not file.is_file()):
+        raise ConfigError(
+            f"timing_cache={file}, which exists",
+            expected="a file named *.cache, or one that is not there yet: a build writes it anew",
+            remedy="choose another name",
+        )
 
 
 def engine_metadata(facts: OnnxFacts, options: EngineOptions) -> dict[str, Any]:
@@ -114,7 +130,9 @@ def _build_with(program: Path, request: Request, facts: OnnxFacts) -> bytes:
     """Build with `trtexec`."""
     version = trtexec_version(program)
     cache = request.calibration.existing_cache if request.calibration else None
-    recipe = make_recipe(version, facts, request.options, calibration=cache is not None)
+    recipe = make_recipe(version, facts, request.options, calibration=request.calibration is not None)
+    if request.timing_cache is not None:
+        request.timing_cache.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="engine.") as folder:
         plan = Path(folder) / "plan"
         run_trtexec(
@@ -160,15 +178,17 @@ def _run_builder(request: Request, recipe: Recipe, version: Version, stream: Str
     profile = _add_profile(builder, config, recipe)
     if recipe.calibrate and request.calibration is not None:
         config.int8_calibrator = calibrator(request.calibration, recipe, stream)
-        if profile is not None and version.major < 10:  # from 10 on it takes the shapes of the profile itself
+        if profile is not None:
             config.set_calibration_profile(profile)
     if request.progress is not None and version.major >= 10:
         config.progress_monitor = _monitor(request.progress)
-    cache = _attach_timing_cache(config, request.timing_cache)
+    cache, ours = _attach_timing_cache(config, request.timing_cache)
+    if not ours and request.progress is not None:
+        request.progress(f"'{request.timing_cache}' is of another GPU or TensorRT: neither used nor changed")
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _failed(request.onnx, messages.errors)
-    if request.timing_cache is not None:
+    if request.timing_cache is not None and ours:
         _write(request.timing_cache, bytes(cache.serialize()))
     return bytes(plan)
 
@@ -227,7 +247,7 @@ def _use_dla(builder: trt.Builder, config: trt.IBuilderConfig, core: int) -> Non
         raise ConfigError(
             f"deep learning accelerator {core} of a device with {builder.num_DLA_cores}",
             expected="a core that the device has, counted from 0",
-            remedy="leave dla_core out to use the GPU",
+            remedy="leave dla= out to use the GPU",
         )
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
@@ -246,14 +266,15 @@ def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, recipe: Recip
     return profile
 
 
-def _attach_timing_cache(config: trt.IBuilderConfig, file: Path | None) -> trt.ITimingCache:
-    """Give the builder the timings of earlier builds; those of another GPU or version are not used."""
+def _attach_timing_cache(config: trt.IBuilderConfig, file: Path | None) -> tuple[trt.ITimingCache, bool]:
+    """Give the builder the timings of earlier builds; return them, and whether they may be written back."""
     known = file.read_bytes() if file is not None and file.is_file() else b""
-    cache = config.create_timing_cache(known)
-    if not config.set_timing_cache(cache, ignore_mismatch=False):
-        cache = config.create_timing_cache(b"")
-        config.set_timing_cache(cache, ignore_mismatch=False)
-    return cache
+    cache: trt.ITimingCache | None = config.create_timing_cache(known)  # None of bytes that are no timings
+    if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+        return cache, True
+    cache = config.create_timing_cache(b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache, not known
 
 
 def _monitor(progress: Progress) -> trt.IProgressMonitor:

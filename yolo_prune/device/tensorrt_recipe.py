@@ -63,9 +63,15 @@ class EngineOptions:
             raise ConfigError(f"precision '{self.precision}'", expected=f"one of {', '.join(PRECISIONS)}")
         if self.batch is not None and not 1 <= self.batch.least <= self.batch.best <= self.batch.most:
             raise ConfigError(f"batch sizes {tuple(self.batch)}", expected="1 <= least <= best <= most")
-        for name, value, least in (("workspace_mib", self.workspace_mib, 1), ("dla_core", self.dla_core, 0)):
+        for name, value, least in (("workspace", self.workspace_mib, 1), ("dla", self.dla_core, 0)):
             if value is not None and value < least:
                 raise ConfigError(f"{name}={value}", expected=f"at least {least}")
+        if self.dla_core is not None and self.precision == "fp32":
+            raise ConfigError(
+                "deep learning accelerator with precision fp32",
+                expected="fp16 or int8: it computes in nothing else",
+                remedy="or use the GPU",
+            )
 
 
 class Shapes(NamedTuple):
@@ -202,7 +208,7 @@ def _require_precision(version: Version, facts: OnnxFacts, options: EngineOption
         raise ConfigError(
             f"{asked} asked of an ONNX file in fp32: TensorRT {version} takes the precision from the file",
             expected=f"an ONNX file {needed}",
-            remedy="yolo-prune export and bundle write one; or use TensorRT 10",
+            remedy="yolo-prune export format=engine writes one itself, from the checkpoint; or use TensorRT 10",
         )
     if asked == "int8" and written == "fp32" and not calibration:
         raise ConfigError(
@@ -218,7 +224,6 @@ def _require_dla(version: Version, facts: OnnxFacts, options: EngineOptions) -> 
         return
     for refused, reason, expected in (
         (version.major >= STRONGLY_TYPED, f"TensorRT {version}", "TensorRT 8 or 10, whose networks are weakly typed"),
-        (options.precision == "fp32", "precision fp32", "fp16 or int8: it computes in nothing else"),
         (facts.precision == "int8", "a quantized ONNX file", "an ONNX file in fp32 and calibration"),
     ):
         if refused:

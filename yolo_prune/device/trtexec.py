@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -77,7 +78,7 @@ def trtexec_command(
     """
     if recipe.calibrate and calibration_cache is None:
         raise ConfigError(
-            "int8 with trtexec and no calibration cache",
+            "int8 with trtexec, which cannot calibrate, and no calibration cache",
             expected="the cache of an earlier calibration, or an ONNX file that is quantized",
             remedy="install TensorRT's package for Python (on a Jetson: apt install python3-libnvinfer)",
         )
@@ -110,7 +111,7 @@ def _kept(recipe: Recipe) -> list[str]:
     if not recipe.kept:
         return []
     pairs = ",".join(f"{name}:{precision}" for name, precision in recipe.kept.items())
-    return ["--precisionConstraints=prefer", f"--layerPrecisions={pairs}"]
+    return ["--precisionConstraints=prefer", f"--layerPrecisions={pairs}", f"--layerOutputTypes={pairs}"]
 
 
 def run_trtexec(command: list[str]) -> None:
@@ -126,7 +127,7 @@ def run_trtexec(command: list[str]) -> None:
         raise ExportError(
             "trtexec failed:\n    " + "\n    ".join(wrong[-_LAST_LINES:]),
             expected="an engine",
-            remedy=f"run it yourself to see everything: {' '.join(command)}",
+            remedy=f"run it yourself to see everything: {shlex.join(command)}",
         )
 
 

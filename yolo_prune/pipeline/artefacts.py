@@ -16,8 +16,9 @@ from yolo_prune.configuration import require_choice
 from yolo_prune.device.detections import letterbox
 from yolo_prune.device.runtimes.base import PRECISIONS, Array, Precision
 from yolo_prune.device.sources import read_image
+from yolo_prune.device.tensorrt_build import require_timing_cache
 from yolo_prune.device.tensorrt_recipe import EngineOptions
-from yolo_prune.errors import ParityError
+from yolo_prune.errors import ConfigError, ParityError
 from yolo_prune.export.accuracy import Accuracy, measure_accuracy
 from yolo_prune.export.feeds import in_batches
 from yolo_prune.export.parity import ParityReport, check_parity
@@ -98,7 +99,14 @@ class Variant:
             MissingDependencyError: A package that it needs is not installed.
         """
         if self.format == "engine":
+            if self.dynamic and self.batch == 1:
+                raise ConfigError(
+                    "dynamic=true with batch=1 for an engine",
+                    expected="batch= of at least 2: it takes from one image to so many",
+                    remedy="batch=8, or leave dynamic out",
+                )
             self.engine_options()
+            require_timing_cache(self.engine.timing_cache)
             require_builder()
         require_packages("onnx" if self.format == "engine" else self.format)
         require_shapes(self.format, batch=self.batch, dynamic=self.dynamic)
