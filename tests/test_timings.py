@@ -71,16 +71,23 @@ class TestSpeedUp:
         assert not result.faster  # the intervals [20, 40] and [10, 20] touch
 
     def test_faster_needs_separate_intervals(self):
-        dense = [10, 11, 12, 13, 14]
-        assert speed_up([5, 6, 7, 8, 9], dense).faster
-        overlapping = speed_up([8, 9, 10, 11.5, 12], dense)
+        dense = [10, 11, 12, 13, 14] * 20
+        assert speed_up([5, 6, 7, 8, 9] * 20, dense).faster
+        overlapping = speed_up([8, 9, 10, 11.5, 12] * 20, dense)
         assert overlapping.ratio > 1
         assert not overlapping.faster
+
+    def test_faster_needs_rounds(self):
+        few, dense = [5, 6, 7] * 33, [10, 11, 12] * 33
+        found = speed_up(few, dense)
+        assert not found.faster
+        assert found.in_words().endswith("), too few rounds to tell: 99")
+        assert speed_up([*few, 6], [*dense, 11]).faster
 
     @settings(deadline=None)
     @given(rounds)
     def test_never_faster_both_ways(self, both):
-        first, second = both
+        first, second = (one * 101 for one in both)
         there, back = speed_up(first, second), speed_up(second, first)
         assert not (there.faster and back.faster)
         assert there.p25 <= there.ratio <= there.p75
@@ -90,7 +97,7 @@ class TestSpeedUp:
     @settings(deadline=None)
     @given(rounds)
     def test_faster_means_that_the_medians_are_apart_too(self, both):
-        first, second = both
+        first, second = (one * 101 for one in both)
         if speed_up(first, second).faster:
             assert np.median(first) < np.median(second)
 
@@ -108,7 +115,7 @@ class TestSpeedUp:
         [([5, 6, 7], "faster"), ([9, 10, 11], "not separable"), ([20, 22, 24], "not faster")],
     )
     def test_words(self, latencies_ms, words):
-        assert speed_up(latencies_ms, [10, 11, 12]).in_words().endswith(f"), {words}")
+        assert speed_up(latencies_ms * 34, [10, 11, 12] * 34).in_words().endswith(f"), {words}")
 
 
 class TestTurns:

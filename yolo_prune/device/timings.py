@@ -14,6 +14,9 @@ import numpy as np
 PAUSE_S = 0.05
 """Longer than any runtime's threads were seen spinning for more work."""
 
+LEAST_ROUNDS = 100
+"""Fewer tell nothing about which of two is faster."""
+
 Stage = Callable[[Any], Any]
 """A step of the work that is timed: takes what the step before it returned."""
 
@@ -49,7 +52,9 @@ class SpeedUp:
         ratio: Median over rounds of (baseline's latency / contender's latency); above 1 it takes less time.
         p25: Lower quartile of these ratios.
         p75: Upper quartile of these ratios.
-        faster: The contender's upper quartile lies below the baseline's lower quartile. The only licence for the word.
+        faster: The contender's upper quartile lies below the baseline's lower quartile, in at least `LEAST_ROUNDS`
+            rounds. The only licence for the word.
+        rounds: How many there were; None in records that are older than this figure.
     """
 
     name: str
@@ -58,6 +63,7 @@ class SpeedUp:
     p25: float
     p75: float
     faster: bool
+    rounds: int | None = None
 
     @classmethod
     def between(
@@ -66,12 +72,15 @@ class SpeedUp:
         """Compare latencies of the same rounds."""
         ratios = np.asarray(baseline_ms) / np.asarray(latencies_ms)
         p25, ratio, p75 = (float(value) for value in np.percentile(ratios, [25, 50, 75]))
-        faster = LatencySummary.of(latencies_ms).p75_ms < LatencySummary.of(baseline_ms).p25_ms
-        return cls(name=name, baseline=baseline, ratio=ratio, p25=p25, p75=p75, faster=faster)
+        apart = LatencySummary.of(latencies_ms).p75_ms < LatencySummary.of(baseline_ms).p25_ms
+        faster = apart and len(ratios) >= LEAST_ROUNDS
+        return cls(name=name, baseline=baseline, ratio=ratio, p25=p25, p75=p75, faster=faster, rounds=len(ratios))
 
     def in_words(self) -> str:
         """Return the ratio with its quartiles and what may be said of it; "faster" only where the intervals part."""
         words = "faster" if self.faster else "not faster" if self.ratio < 1 else "not separable"
+        if self.rounds is not None and self.rounds < LEAST_ROUNDS:
+            words = f"too few rounds to tell: {self.rounds}"
         return f"{self.ratio:.2f}x ({self.p25:.2f}..{self.p75:.2f}), {words}"
 
 
