@@ -26,6 +26,9 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a 
 class TestWords:
     def test_split(self, tmp_path):
         assert split_variant("a/slim.onnx") == (Path("a/slim.onnx"), ())
+        assert split_variant("you@home.onnx") == (Path("you@home.onnx"), ())  # which is not there
+        assert split_variant("a@b/slim.onnx") == (Path("a@b/slim.onnx"), ())
+        assert split_variant("slim_openvino_model@gpu.1") == (Path("slim_openvino_model"), ("gpu.1",))
         assert split_variant("a/slim.pt@cuda+half") == (Path("a/slim.pt"), ("cuda", "half"))
         (tmp_path / "me@home.onnx").touch()
         assert split_variant(str(tmp_path / "me@home.onnx")) == (tmp_path / "me@home.onnx", ())

@@ -23,13 +23,13 @@ from models import lively
 from yolo_prune.device.bundle import Bundle
 from yolo_prune.device.detections import letterbox
 from yolo_prune.device.runtimes.base import ArtefactFacts
-from yolo_prune.device.sources import read_image
-from yolo_prune.errors import ExportError, ParityError
+from yolo_prune.device.sources import read_image, write_image
+from yolo_prune.errors import ConfigError, ExportError, ParityError
 from yolo_prune.export.parity import TOLERANCES
 from yolo_prune.export.provenance import read_provenance
 from yolo_prune.hosts.ultralytics.checkpoints import task_of
 from yolo_prune.hosts.ultralytics.evaluation import image_files
-from yolo_prune.pipeline.bundle import fitted
+from yolo_prune.pipeline.bundle import BundleConfig, _fitting, fitted
 
 
 class TestFolder:
@@ -174,6 +174,17 @@ class TestRefusals:
         (desk / "data.yaml").write_text(yaml.safe_dump({"val": "images", "train": "images", "names": {0: "a"}}))
         words = ("bundle", f"model={slim}", "out=bundle", "target=pi", "imgsz=64", "data=data.yaml")
         assert "no readable image" in refused(*words)
+
+    def test_an_image_that_cannot_be_read_is_named(self, desk, capsys):
+        (desk / "a.jpg").write_bytes(b"nonsense")
+        write_image(desk / "b.png", np.zeros((8, 8, 3), np.uint8))
+        config = BundleConfig(model="m", target="pi", out="o", data="d", imgsz=64)
+        assert len(_fitting([desk / "a.jpg", desk / "b.png"], config, "val")) == 1
+        assert "warning: skipped: image" in capsys.readouterr().err
+
+    def test_a_part_that_the_manifest_does_not_know(self, cpu_bundle):
+        with pytest.raises(ConfigError, match="'artefacts/other' has no checksum"):
+            Bundle.read(cpu_bundle).require_intact("artefacts/other")
 
     @pytest.mark.parametrize("error", [ParityError("no"), ExportError("no")])
     def test_nothing_is_left_of_a_bundle_that_fails(self, command, slim, desk, monkeypatch, error):

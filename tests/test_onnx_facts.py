@@ -47,6 +47,24 @@ def test_a_number_needs_several_bytes(tmp_path):
 
 class TestRefused:
     @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("args", "{'half'"),
+            ("args", "'text'"),
+            ("imgsz", "[64]"),
+            ("names", "7"),
+            ("batch", "x"),
+            ("yolo_prune", "{"),
+        ],
+    )
+    def test_damaged_notes(self, tmp_path, key, value):
+        model = onnx.load(small(tmp_path / "a.onnx"))
+        helper.set_model_props(model, {key: value})
+        onnx.save(model, tmp_path / "a.onnx")
+        with pytest.raises(ConfigError, match="its metadata are damaged"):
+            OnnxFacts.read(tmp_path / "a.onnx")
+
+    @pytest.mark.parametrize(
         "inputs",
         [
             [helper.make_tensor_value_info("x", TensorProto.FLOAT16, [1, 3, 8, 8])],

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from bundles import NAME, manifest
 from command_line import contents
+from recorded_tensorrt import install
 
 from yolo_prune.device.findings import Finding
 from yolo_prune.device.reference import count_found_again, overlap
+from yolo_prune.device.runtimes.engine_file import EngineFile
 
 BACKENDS = ("onnxruntime", "ncnn", "openvino")
 
@@ -159,6 +161,19 @@ class TestBenchmark:
         assert [entry["backend"] for entry in found["entries"]] == ["onnxruntime", "ncnn"]
         assert "already exists" in runner.refused(cpu_bundle, *words)
 
+    def test_an_engine_that_cannot_be_loaded_does_not_stop_the_others(self, runner, cpu_bundle, tmp_path, monkeypatch):
+        """It was built by another TensorRT, say; of those that are timed there is a table, and the exit code tells."""
+        (tmp_path / "built").mkdir()
+        (tmp_path / "built" / "old.engine").write_bytes(b"")
+        install(monkeypatch, "10.3.0")
+        without(monkeypatch, "openvino", "ncnn")
+        words = ("benchmark", "runs=2", "warmup=0", "threads=1", f"out={tmp_path / 'built'}")
+        code, out, err = runner(cpu_bundle, *words)
+        assert code == 2
+        assert "slim.onnx" in out
+        assert "not timed: old.engine: " in out
+        assert "holds no plan" in err
+
     def test_bad_numbers(self, runner, cpu_bundle):
         assert "runs=0" in runner.refused(cpu_bundle, "benchmark", "runs=0")
 
@@ -180,6 +195,39 @@ class TestBuild:
         (tmp_path / "slim_fp16.engine").write_text("mine")
         words = ("build", f"out={tmp_path}", "precision=fp16")
         assert "already exists" in runner.refused(jetson_bundle, *words)
+
+    @pytest.mark.parametrize(
+        ("words", "name"),
+        [
+            ((), "slim_int8.engine"),
+            (("precision=fp16", "dla=0"), "slim_fp16_dla0.engine"),
+            (("precision=fp16", "sparse=true"), "slim_fp16_sparse.engine"),
+        ],
+    )
+    def test_builds(self, runner, jetson_bundle, tmp_path, monkeypatch, words, name):
+        """Two ways do not take one another's place; ranges are kept under the name of what they were measured on."""
+
+        def written(*_):
+            for _, calibrator in [call for call in trt.log if call[0] == "IBuilderConfig.int8_calibrator"]:
+                while calibrator.get_batch(["images"]):
+                    pass
+                calibrator.write_calibration_cache(b"ranges")
+            return b"ptrt plan"
+
+        trt = install(monkeypatch, "10.3.0", Builder__num_DLA_cores=1, Builder__build_serialized_network=written)
+        code, out, _ = runner(jetson_bundle, "build", f"out={tmp_path}", *words)
+        assert code == 0
+        assert f"{tmp_path / name}\nnow: python3 run.py check out='{tmp_path}'" in out
+        assert EngineFile.read(tmp_path / name).plan == b"ptrt plan"
+        kept = sorted(path.name.partition("_")[0] for path in tmp_path.glob("*.cache"))
+        assert kept == (["timing.cache"] if words else ["calibration", "timing.cache"])
+
+    def test_trtexec_alone_is_told_before_it_builds(self, runner, jetson_bundle, tmp_path, monkeypatch):
+        monkeypatch.setattr("yolo_prune.device.runner_build.find_trtexec", lambda: tmp_path / "trtexec")
+        monkeypatch.setattr("yolo_prune.device.runner_build.build_engine", lambda *_, **__: None)
+        code, out, _ = runner(jetson_bundle, "build", f"out={tmp_path}", "precision=fp16")
+        assert code == 0
+        assert "sudo apt install python3-libnvinfer" in out
 
     def test_onnx_is_checked_without_an_engine(self, runner, jetson_bundle):
         code, out, _ = runner(jetson_bundle, "check")

@@ -11,7 +11,21 @@ import pytest
 from bundles import IMGSZ_PX, NAME, assert_same, manifest
 from ultralytics import YOLO
 
+from yolo_prune.device import sources
 from yolo_prune.device.sources import write_image
+
+
+class FewFrames:
+    """A camera that is unplugged."""
+
+    def __init__(self, frames: list[np.ndarray]) -> None:
+        self.frames = frames
+
+    def read(self) -> np.ndarray | None:
+        return self.frames.pop() if self.frames else None
+
+    def close(self) -> None:
+        pass
 
 
 class TestDetect:
@@ -108,6 +122,34 @@ class TestDetect:
         monkeypatch.setattr(cv2, "imshow", fail)
         words = (f"source={cpu_bundle / 'reference'}", "show=true")
         assert "cannot open a window" in runner.refused(cpu_bundle, "detect", *words)
+
+    @pytest.mark.parametrize(("source", "wait_ms"), [("reference", 0), ("video", 1)])
+    def test_a_still_image_stays_until_a_key_is_pressed(self, runner, cpu_bundle, monkeypatch, desk, source, wait_ms):
+        waited = []
+        monkeypatch.setattr(cv2, "imshow", lambda *_: None)
+        monkeypatch.setattr(cv2, "waitKey", lambda milliseconds: waited.append(milliseconds) or ord("q"))
+        if source == "video":
+            writer = cv2.VideoWriter(str(desk / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 64))
+            for _ in range(3):
+                writer.write(np.zeros((64, 64, 3), np.uint8))
+            writer.release()
+        path = desk / "a.avi" if source == "video" else cpu_bundle / "reference"
+        lines = runner.lines(cpu_bundle, f"source={path}", "show=true")
+        assert (len(lines), waited) == (1, [wait_ms])  # q ended it
+
+    def test_a_camera_that_stops_answering(self, runner, cpu_bundle, monkeypatch):
+        frames = [np.zeros((64, 64, 3), np.uint8)] * 2
+        monkeypatch.setattr(sources, "_Capture", lambda _: FewFrames(list(frames)))
+        code, out, err = runner(cpu_bundle, "detect", "source=camera:0")
+        assert (code, len(out.splitlines())) == (2, 2)
+        assert "camera 0 stopped answering after 2 frames" in err
+        assert len(runner.lines(cpu_bundle, "source=camera:0", "frames=2")) == 2
+
+    def test_one_artefact_by_its_name(self, runner, cpu_bundle):
+        (line, *_) = runner.lines(cpu_bundle, f"source={cpu_bundle / 'reference'}", "artefact=slim.onnx")
+        assert line["artefact"] == "slim.onnx"
+        said = runner.refused(cpu_bundle, "detect", f"source={cpu_bundle / 'reference'}", "artefact=slim")
+        assert "slim_openvino_model, slim.onnx, slim_ncnn_model" in said
 
     def test_damaged_artefact(self, runner, cpu_bundle, tmp_path):
         bundle = shutil.copytree(cpu_bundle, tmp_path / NAME)

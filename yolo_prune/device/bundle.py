@@ -162,8 +162,11 @@ class Bundle:
         chosen = {
             name: digest
             for name, digest in self.files.items()
-            if not parts or any(name == part or name.startswith(f"{part}/") for part in parts)
+            if not parts or any(_is_of(name, part) for part in parts)
         }
+        for part in parts:
+            if not any(_is_of(name, part) for name in chosen):
+                raise _damaged(f"'{part}' has no checksum in {MANIFEST}")
         for name, digest in chosen.items():
             file = self.folder / name
             if not file.is_file():
@@ -171,6 +174,11 @@ class Bundle:
             found = sha256(file)
             if found != digest:
                 raise _damaged(f"checksum of '{name}' is {found[:12]}..., recorded was {digest[:12]}...")
+
+
+def _is_of(name: str, part: str) -> bool:
+    """Tell whether a file is a part of the bundle, or inside of it."""
+    return name == part or name.startswith(f"{part}/")
 
 
 def _damaged(found: str) -> ConfigError:

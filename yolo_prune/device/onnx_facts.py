@@ -6,12 +6,13 @@ An ONNX file is one message of Protocol Buffers: a sequence of fields, each a nu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Union
 
-from yolo_prune.device.runtimes.base import ArtefactFacts, Precision
+from yolo_prune.device.runtimes.base import ArtefactFacts, Precision, unreadable
 from yolo_prune.errors import ConfigError
 
 PROVENANCE = "yolo_prune"
@@ -62,11 +63,6 @@ class OnnxFacts:
         """The only input: images (B, 3, H, W), float32."""
         return self.inputs[0]
 
-    @property
-    def artefact(self) -> ArtefactFacts:
-        """What the host noted, read."""
-        return ArtefactFacts.parse(self.metadata)
-
     @classmethod
     def read(cls, path: Path) -> OnnxFacts:
         """Read a file.
@@ -89,7 +85,16 @@ class OnnxFacts:
         takes = facts.inputs
         if len(takes) != 1 or takes[0].element_type != _FLOAT or len(takes[0].shape) != 4 or takes[0].shape[1] != 3:
             raise _refused(path, f"has inputs {[(item.name, item.shape) for item in takes]}")
+        facts._require_notes(path)
         return facts
+
+    def _require_notes(self, path: Path) -> None:
+        """Refuse metadata that an engine could not take over."""
+        ArtefactFacts.parse(self.metadata, path)
+        try:
+            json.loads(self.metadata.get(PROVENANCE, "{}"))
+        except ValueError as error:
+            raise unreadable(path, f"its metadata are damaged ({error})") from error
 
 
 def _refused(path: Path, reason: str) -> ConfigError:

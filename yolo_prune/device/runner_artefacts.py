@@ -89,11 +89,11 @@ def requirements_file(target: str) -> str:
     return f"requirements-{target}.txt"
 
 
-def choose(bundle: Bundle, backend: str, out: str) -> Here:
-    """Return the first artefact that can run, or the one of a backend.
+def choose(bundle: Bundle, backend: str, out: str, name: str = "") -> Here:
+    """Return the first artefact that can run, or the one of a backend or a name.
 
     Raises:
-        ConfigError: No artefact for that backend.
+        ConfigError: No artefact for that backend or of that name.
         MissingDependencyError: No runtime for any of them.
     """
     artefacts = artefacts_here(bundle, out)
@@ -105,6 +105,11 @@ def choose(bundle: Bundle, backend: str, out: str) -> Here:
             expected=f"one of: auto, {', '.join(backends)}",
             remedy="an engine for TensorRT is built by: python3 run.py build" if backend == "tensorrt" else "",
         )
+    if name:
+        named = [here for here in wanted if here.name == name]
+        if not named:
+            raise ConfigError(f"artefact={name}", expected=f"one of: {', '.join(here.name for here in wanted)}")
+        wanted = named
     able, unable = split_by_runtime(wanted)
     if able:
         return able[0]

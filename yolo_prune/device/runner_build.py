@@ -29,6 +29,7 @@ class BuildOptions:
     precision: str = option("", help="fp32, fp16 or int8; default: what the bundle was made for")
     out: str = option("", help="folder for engine and timing cache; default: 'built' in the bundle")
     dla: int = option(-1, help="core of the deep-learning accelerator; -1: the GPU")
+    sparse: bool = option(False, help="use the sparse units where weights are 2:4 sparse")
     workspace: int = option(0, help="TensorRT's memory for scratch, MiB; 0: as much as it wants")
     verbose: bool = option(False, help="print everything that TensorRT says")
 
@@ -45,7 +46,8 @@ def build(bundle: Bundle, options: BuildOptions) -> None:
     onnx = next(artefact for artefact in bundle.artefacts if artefact.path.endswith(".onnx"))
     bundle.require_intact(onnx.path, *bundle.calibration)
     out = built_folder(bundle, options.out)
-    engine = out / f"{Path(onnx.path).stem}_{precision}.engine"
+    marks = [precision, *([] if options.dla < 0 else [f"dla{options.dla}"]), *(["sparse"] if options.sparse else [])]
+    engine = out / f"{Path(onnx.path).stem}_{'_'.join(marks)}.engine"
     refuse_existing(engine)
     _require_tensorrt()
     if not is_installed():
@@ -61,6 +63,7 @@ def build(bundle: Bundle, options: BuildOptions) -> None:
             precision=precision,
             workspace_mib=options.workspace or None,
             dla_core=None if options.dla < 0 else options.dla,
+            sparse=options.sparse,
         ),
         _calibration(bundle, onnx.path, out) if precision == "int8" else None,
         timing_cache=out / "timing.cache",

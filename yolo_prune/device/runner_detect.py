@@ -33,10 +33,11 @@ class DetectOptions:
 
     source: str = option("", help="image, folder of images, video, or camera:0", required=True)
     backend: str = option("auto", help="onnxruntime, ncnn, openvino or tensorrt; auto: the first that is installed")
+    artefact: str = option("", help="name of one, where a backend has several, such as slim_int8.engine")
     conf: float = option(0.25, help="lowest score that counts")
     iou: float = option(0.7, help="overlap above which the lower one of two boxes goes")
     save: str = option("", help="folder for images with what was found drawn in; must not exist")
-    show: bool = option(False, help="show each image in a window; q ends it")
+    show: bool = option(False, help="show each image in a window, a still one until a key is pressed; q ends it")
     frames: int = option(0, help="stop after so many images; 0: all of them")
     threads: int = option(2, help="CPU threads of the runtime")
     out: str = option("", help="folder with engines that `build` made; default: 'built' in the bundle")
@@ -52,7 +53,7 @@ def detect(bundle: Bundle, options: DetectOptions) -> None:
         OutputError: `save` exists or cannot be written.
     """
     _require_sensible(options)
-    here = choose(bundle, options.backend, options.out)
+    here = choose(bundle, options.backend, options.out, options.artefact)
     frames: Iterable[Frame] = frames_of(options.source)
     if options.frames:
         frames = itertools.islice(frames, options.frames)
@@ -90,14 +91,14 @@ def _shown(frame: Frame, found: list[Finding], options: DetectOptions) -> bool:
     picture = draw(frame.image, found)
     if options.save:
         write_image(Path(options.save) / frame.file_name(), picture)
-    return not options.show or _in_window(picture)
+    return not options.show or _in_window(picture, still=frame.index is None)
 
 
-def _in_window(picture: NDArray[np.uint8]) -> bool:
-    """Show a picture; return false if the user has had enough."""
+def _in_window(picture: NDArray[np.uint8], *, still: bool) -> bool:
+    """Show a picture, a still one until a key is pressed; return false if the user has had enough."""
     try:
         cv2.imshow("yolo_prune", picture)
-        return cv2.waitKey(1) & 0xFF not in _QUIT
+        return cv2.waitKey(0 if still else 1) & 0xFF not in _QUIT
     except cv2.error as error:
         raise ConfigError(
             "show=true, and OpenCV cannot open a window",

@@ -49,7 +49,7 @@ def frames_of(source: str) -> Iterator[Frame]:
 
     Raises:
         ConfigError: The source does not exist, or the camera does not answer.
-        DataError: The image, every image of the folder, or the video cannot be read.
+        DataError: The image, every image of the folder, or the video cannot be read, or the camera stopped answering.
     """
     if source.startswith(_CAMERA):
         yield from _camera(source)
@@ -125,7 +125,7 @@ def _folder(folder: Path) -> Iterator[Frame]:
 
 
 def _camera(source: str) -> Iterator[Frame]:
-    """Yield frames of a camera until it stops answering."""
+    """Yield frames of a camera; it never ends by itself, so one that stops answering is a failure."""
     number = source[len(_CAMERA) :]
     if not number.isdigit():
         raise ConfigError(f"source '{source}'", expected="a camera's number, such as camera:0")
@@ -134,7 +134,15 @@ def _camera(source: str) -> Iterator[Frame]:
         expected="a camera that OpenCV can open, /dev/video" + number,
         remedy="plug it in, close other programs that use it, or try another number",
     )
-    yield from _captured(source, int(number), missing)
+    count = 0
+    for frame in _captured(source, int(number), missing):
+        yield frame
+        count += 1
+    raise DataError(
+        f"camera {number} stopped answering after {count} frames",
+        expected="frames until frames= of them came, or q ends it",
+        remedy="check its cable and power",
+    )
 
 
 def _video(path: Path) -> Iterator[Frame]:

@@ -31,7 +31,7 @@ class BenchmarkConfig:
     """Settings of `benchmark`."""
 
     models: list[str] = setting(
-        help="artefacts, comma-separated in brackets: [dense.onnx,slim.onnx]; .pt, .onnx, NCNN or OpenVINO folder. "
+        help="artefacts, comma-separated in brackets: [dense.onnx,slim.onnx]; .pt, .onnx, .engine, NCNN or OpenVINO folder. "
         "@ says how one runs: .onnx@cuda, @tensorrt or @tensorrt_rtx; NCNN @vulkan; OpenVINO @gpu or @npu; .pt@ with "
         "any of cuda+half+channels_last+compile"
     )

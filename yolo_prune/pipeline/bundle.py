@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -166,14 +167,16 @@ def _calibration_images(config: BundleConfig) -> list[Image]:
 
 def _fitting(files: Sequence[Path], config: BundleConfig, split: str) -> list[Image]:
     """Return the readable ones among image files, their longer side as long as the input's."""
-    found = []
+    found, unreadable = [], list[str]()
     for file in files:
         try:
             found.append(fitted(read_image(file), config.imgsz))
-        except DataError:
-            continue
+        except DataError as error:
+            unreadable.append(error.found)
     if not found:
         raise DataError(f"split '{split}' of '{config.data}' has no readable image", expected="at least one image file")
+    for reason in unreadable:
+        print(f"warning: skipped: {reason}", file=sys.stderr)
     return found
 
 

@@ -103,8 +103,23 @@ class ArtefactFacts:
     dynamic: bool = False
 
     @classmethod
-    def parse(cls, metadata: Mapping[str, Any]) -> ArtefactFacts:
-        """Read the host's metadata: YAML values, or their `str()` where a format holds strings only."""
+    def parse(cls, metadata: Mapping[str, Any], path: Path) -> ArtefactFacts:
+        """Read the host's metadata: YAML values, or their `str()` where a format holds strings only.
+
+        Args:
+            metadata: By key.
+            path: Of the artefact, for the message.
+
+        Raises:
+            ConfigError: They are damaged.
+        """
+        try:
+            return cls._parse(metadata)
+        except (AttributeError, LookupError, SyntaxError, TypeError, ValueError) as error:
+            raise unreadable(path, f"its metadata are damaged ({type(error).__name__}: {error})") from error
+
+    @classmethod
+    def _parse(cls, metadata: Mapping[str, Any]) -> ArtefactFacts:
         known = {
             key: _literal(metadata[key]) for key in ("imgsz", "names", "end2end", "args", "batch") if key in metadata
         }
@@ -129,9 +144,10 @@ class ArtefactFacts:
         if not file.is_file():
             return cls()
         try:
-            return cls.parse(_mapping(file.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
+            metadata = _mapping(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise unreadable(folder, error) from error
+        return cls.parse(metadata, folder)
 
     def require_imgsz(self, path: Path, imgsz_px: int) -> None:
         """Raise `ConfigError` if the artefact was made for another input size."""

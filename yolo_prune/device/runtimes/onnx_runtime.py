@@ -66,7 +66,7 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         session = open_session(package, path, options, self.provider)
-        facts = ArtefactFacts.parse(session.get_modelmeta().custom_metadata_map)
+        facts = ArtefactFacts.parse(session.get_modelmeta().custom_metadata_map, path)
         facts.require_imgsz(path, imgsz_px)
         first = session.get_inputs()[0]
         yield OnnxSession(

@@ -95,7 +95,7 @@ class TensorRtRuntime:
         """See `Runtime`; `threads` does not matter to a GPU."""
         del threads
         file = EngineFile.read(path)
-        facts = ArtefactFacts.parse(file.metadata)
+        facts = ArtefactFacts.parse(file.metadata, path)
         facts.require_imgsz(path, imgsz_px)
         _, cuda = require_tensorrt()
         messages = Messages()

@@ -8,6 +8,8 @@ from typing import Iterable, Protocol, Sequence
 from yolo_prune.device.runtimes.base import Runtime
 from yolo_prune.errors import ConfigError
 
+_ENDINGS = (".onnx", ".pt", ".engine", "_model")  # of artefacts: no word of a variant ends like that
+
 
 class Chooser(Protocol):
     """Chooses what runs an artefact."""
@@ -18,13 +20,13 @@ class Chooser(Protocol):
 
 
 def split_variant(text: str) -> tuple[Path, tuple[str, ...]]:
-    """Read `PATH` or `PATH@WORD+WORD`; a file whose own name holds an @ is taken as it is.
+    """Read `PATH` or `PATH@WORD+WORD`; a file whose own name holds an @ is taken as it is, be it there or not.
 
     Returns:
         The path, and the words in their order.
     """
     path, at, words = text.rpartition("@")
-    if not at or Path(text).exists():
+    if not at or Path(text).exists() or words.endswith(_ENDINGS) or "/" in words:
         return Path(text), ()
     return Path(path), tuple(words.split("+"))
 

@@ -18,6 +18,15 @@ except ModuleNotFoundError as error:
         file=sys.stderr,
     )
     sys.exit(2)
+except ImportError as error:  # it is there, and a library of the system that it needs is not
+    if (error.name or "").partition(".")[0] not in ("cv2", "numpy"):
+        raise
+    print(
+        f"error: package '{error.name}' does not start: {error}\n"
+        "  to do:    install the library that it names; for libGL: python3 -m pip install opencv-python-headless",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 if __name__ == "__main__":
     sys.exit(main(HERE, sys.argv[1:]))

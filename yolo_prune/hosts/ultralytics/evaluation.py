@@ -217,7 +217,11 @@ def _images_at(place: Path) -> Iterator[Path]:
     if place.is_dir():
         yield from (file for file in place.rglob("*") if file.suffix[1:].lower() in IMG_FORMATS)
     elif place.is_file():
-        yield from (place.parent / line.strip() for line in place.read_text().splitlines() if line.strip())
+        try:
+            lines = place.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read '{place}': {error}", expected="a text file that lists images") from error
+        yield from (place.parent / line.strip() for line in lines if line.strip())
 
 
 def read_data(data: Path) -> dict[str, Any]:
