@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import emulate_aarch64
 import pytest
-from emulate_aarch64 import compare
+from emulate_aarch64 import EmulationResult, compare
 
 from yolo_prune.cli import script
 
@@ -42,9 +43,20 @@ class TestCompare:
         assert not compare("ncnn", [line()], [line((0, 0.30, BOX))], 0.25).same
 
 
-def test_needs_root_and_tools(capsys, monkeypatch, tmp_path):
-    import emulate_aarch64
+@pytest.mark.parametrize(
+    ("there", "code", "said"),
+    [((0, 0.5, BOX), 0, ""), ((1, 0.5, BOX), 1, "other detections"), (None, 1, "shows nothing")],
+)
+def test_nothing_detected_shows_nothing(capsys, monkeypatch, tmp_path, there, code, said):
+    sides = ([line((0, 0.5, BOX))], [line(there)]) if there else ([line()], [line()])
+    result = EmulationResult(check="", comparisons=(compare("ncnn", *sides, 0.25),))
+    monkeypatch.setattr(emulate_aarch64, "emulate", lambda _: result)
+    words = ["model=a.pt", f"cache={tmp_path}", f"out={tmp_path / 'out'}"]
+    assert script("s", emulate_aarch64.EmulationConfig, emulate_aarch64._work, words) == code
+    assert said in capsys.readouterr().err
 
+
+def test_needs_root_and_tools(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("shutil.which", lambda _name: None)
     words = ["model=a.pt", f"cache={tmp_path}", f"out={tmp_path / 'out'}"]

@@ -21,6 +21,7 @@ from yolo_prune.allocation import PATHS
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.device.benchmark import benchmark
+from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.pipeline.artefacts import BACKENDS, Variant, export_one
 from yolo_prune.pipeline.prune import prune
@@ -53,10 +54,14 @@ class Cell:
     """One experiment."""
 
     model: str
+    model_sha256: str
     backend: str
     target_macs: float
+    allocations: tuple[str, ...]
+    multiples: tuple[int, ...]
     imgsz_px: int
     threads: int
+    runs: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,21 +98,25 @@ def bench(config: SpeedupsConfig) -> SpeedupFigures:
     for path in paths.values():
         read_checkpoint(path)
     cells = [
-        Cell(model=name, backend=backend, target_macs=config.target_macs, imgsz_px=config.imgsz, threads=config.threads)
-        for name in paths
+        Cell(
+            model=name, model_sha256=sha256(path)[:12], backend=backend, target_macs=config.target_macs,
+            allocations=tuple(config.allocations), multiples=tuple(config.multiples), imgsz_px=config.imgsz,
+            threads=config.threads, runs=config.runs,
+        )
+        for name, path in paths.items()
         for backend in config.backends
-    ]
-    return SpeedupFigures(records=run_missing(Path(config.record), cells, lambda cell: timed(config, cell, paths)))
+    ]  # fmt: skip
+    return SpeedupFigures(records=run_missing(Path(config.record), cells, lambda cell: timed(cell, paths)))
 
 
-def timed(config: SpeedupsConfig, cell: Cell, paths: dict[str, Path]) -> dict[str, Any]:
+def timed(cell: Cell, paths: dict[str, Path]) -> dict[str, Any]:
     """Return the line of a cell."""
     with tempfile.TemporaryDirectory() as name:
         folder, variant = Path(name), Variant(format=BACKENDS[cell.backend], imgsz_px=cell.imgsz_px)
         artefacts = {DENSE: export_one(paths[cell.model], folder / DENSE, variant)}
         macs = {}
-        for allocation in config.allocations:
-            for multiple in config.multiples:
+        for allocation in cell.allocations:
+            for multiple in cell.multiples:
                 label = f"{allocation}, {multiple}"
                 slim = folder / f"{allocation}-{multiple}.pt"
                 pruned = prune(
@@ -118,13 +127,13 @@ def timed(config: SpeedupsConfig, cell: Cell, paths: dict[str, Path]) -> dict[st
                 )  # fmt: skip
                 macs[label] = pruned.plan.after.macs / pruned.plan.before.macs
                 artefacts[label] = export_one(slim, folder, variant)
-        report = benchmark(artefacts, imgsz_px=cell.imgsz_px, threads=cell.threads, runs=config.runs)
+        report = benchmark(artefacts, imgsz_px=cell.imgsz_px, threads=cell.threads, runs=cell.runs)
     compared = {label: report.speed_up(label, DENSE) for label in macs}
     return {
         "cell": dataclasses.asdict(cell),
         "machine": dataclasses.asdict(report.machine),
-        "runs": config.runs,
-        "dense_ms": report.entry(DENSE).summary.median_ms,
+        "latencies": {entry.name: dataclasses.asdict(entry.summary) for entry in report.entries},
+        "warnings": report.conditions.warnings() if report.conditions else [],
         "slim": {
             label: {"macs": macs[label], "ratio": found.ratio, "p25": found.p25, "p75": found.p75}
             for label, found in compared.items()

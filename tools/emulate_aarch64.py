@@ -302,6 +302,13 @@ def _work(config: EmulationConfig) -> str:
         raise ParityError(
             f"{', '.join(different)}: other detections on aarch64", expected="the same boxes and scores as here"
         )
+    empty = [one.backend for one in results[0].comparisons if not one.paired]
+    if empty:
+        print(table, end="")
+        raise ParityError(
+            f"{', '.join(empty)}: nothing is detected on both sides, which shows nothing",
+            expected="images with objects that the model knows, or a lower conf=",
+        )
     return table
 
 

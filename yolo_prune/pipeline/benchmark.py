@@ -31,9 +31,9 @@ class BenchmarkConfig:
     """Settings of `benchmark`."""
 
     models: list[str] = setting(
-        help="artefacts, comma-separated in brackets: [dense.onnx,slim.onnx]; .pt, .onnx, .engine, NCNN or OpenVINO folder. "
-        "@ says how one runs: .onnx@cuda, @tensorrt or @tensorrt_rtx; NCNN @vulkan; OpenVINO @gpu or @npu; .pt@ with "
-        "any of cuda+half+channels_last+compile"
+        help="artefacts, comma-separated in brackets: [dense.onnx,slim.onnx]; .pt, .onnx, .engine, NCNN or OpenVINO "
+        "folder. @ says how one runs: .onnx@cuda, @tensorrt or @tensorrt_rtx; NCNN @vulkan; OpenVINO @gpu or @npu; "
+        ".pt@ with any of cuda+half+channels_last+compile"
     )
     imgsz: int = setting(640, help="image side", unit="px")
     batch: int = setting(1, help="images in a call", unit="images")
