@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 
 if __name__ == "__main__":  # Torch-Pruning's networks are of foreign classes; nothing else is read but our own files
-    os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "0")
+    os.environ["ULTRALYTICS_SAFE_LOAD"] = "0"
 
 import dataclasses
 import importlib.util
