@@ -175,6 +175,20 @@ class TestRefused:
         size = () if "imgsz=70" in words else ("imgsz=64",)
         assert said in refused("export", f"model={dense}", "out=a", *size, *words)
 
+    @pytest.mark.parametrize(
+        ("taken", "said"),
+        [
+            ("a", "cannot write 'a/dense.onnx'"),
+            ("a/dense.onnx.failed.json", "'a/dense.onnx.failed.json' already exists"),
+        ],
+    )
+    def test_a_place_that_is_taken_is_told_before_any_work(self, taken, said, dense, data, desk, refused, monkeypatch):
+        """A file in the folder's place, or the figures of an earlier artefact: mAP is not even measured."""
+        monkeypatch.setattr("yolo_prune.pipeline.export.evaluate", None)
+        (desk / taken).parent.mkdir(exist_ok=True)
+        (desk / taken).write_text("mine")
+        assert said in refused("export", f"model={dense}", "out=a", "imgsz=64", f"data={data}")
+
     @pytest.mark.parametrize(("split", "words"), [("train", ("int8=true",)), ("val", ())])
     def test_an_image_that_cannot_be_read_is_named(self, split, words, dense, tiny_data, desk, refused):
         shutil.copytree(tiny_data.parent, desk / "shapes")

@@ -128,6 +128,7 @@ class TestRequests:
             (["dla=0"], "accelerator with precision fp32"),
             (["workspace=0"], "workspace=0"),
             (["timing_cache={picture}"], "holiday.jpg"),
+            (["timing_cache={picture}/t.cache"], "cannot write"),
         ],
     )
     def test_what_cannot_be_is_told_before_any_work(self, words, said, tmp_path, capsys):
@@ -199,15 +200,28 @@ class TestTrtexec:
         images = [np.zeros((1, 3, IMGSZ_PX, IMGSZ_PX), np.float32)]
         calibration = Calibration(images, cache=tmp_path / "ranges")
         options = EngineOptions(precision="int8")
+        cache = tmp_path / "new" / "timing.cache"
         with pytest.raises(ConfigError, match="trtexec, which cannot calibrate"):
-            build_engine(exported("yolov8n"), tmp_path / "a.engine", options, calibration)
+            build_engine(exported("yolov8n"), tmp_path / "a.engine", options, calibration, timing_cache=cache)
+        assert {path.name for path in tmp_path.iterdir()} == {"bin"}
 
     @pytest.mark.usefixtures("program")
-    def test_failure_tells_its_errors(self, tmp_path):
+    def test_failure_tells_its_errors(self, tmp_path, capsys):
+        cache = tmp_path / "new" / "timing.cache"
         with pytest.raises(ExportError, match="out of memory") as error:
-            build_engine(exported("yolov8n"), tmp_path / "a.engine", EngineOptions(precision="fp16"))
+            build_engine(
+                exported("yolov8n"), tmp_path / "a.engine", EngineOptions(precision="fp16"), timing_cache=cache
+            )
         assert "parsing" not in str(error.value)
+        assert "--saveEngine" not in str(error.value)  # its folder is gone when the user runs the command
+        assert not capsys.readouterr().out
         assert {path.name for path in tmp_path.iterdir()} == {"bin"}
+
+    @pytest.mark.usefixtures("program")
+    def test_everything_is_printed_if_asked_for(self, tmp_path, capsys):
+        with pytest.raises(ExportError):
+            build_engine(exported("yolov8n"), tmp_path / "a.engine", EngineOptions(precision="fp16"), verbose=True)
+        assert "[I] parsing" in capsys.readouterr().out
 
     def test_program_that_is_no_trtexec(self, program):
         program.write_text(f"#!{sys.executable}\nprint('hello')\n")

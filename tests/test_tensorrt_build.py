@@ -71,6 +71,46 @@ class TestExport:
         assert EngineFile.read(out).metadata["args"]["quantize"] == 16
         assert list(tmp_path.iterdir()) == [out]
 
+    @pytest.mark.parametrize(
+        ("version", "options", "batch", "error"),
+        [
+            ("11.1.0", EngineOptions(precision="fp16", dla_core=0), 1, ConfigError),
+            ("10.3.0", EngineOptions(precision="int8"), 2, DataError),
+        ],
+    )
+    def test_what_the_version_cannot_do_is_told_before_the_onnx_file_is_made(
+        self, installed, tmp_path, monkeypatch, version, options, batch, error
+    ):
+        monkeypatch.setattr("yolo_prune.export.tensorrt.export_typed_onnx", None)
+        installed(version)
+        with pytest.raises(error, match=r"TensorRT 11\.1|1 images"):
+            export_engine(
+                checkpoint("yolov8n"),
+                imgsz_px=IMGSZ_PX,
+                out=tmp_path / "a.engine",
+                options=options,
+                batch=batch,
+                images=[IMAGE],
+            )
+
+    def test_one_image_fills_the_batches_of_a_strongly_typed_network(self, installed, tmp_path):
+        installed("11.1.0")
+        options = EngineOptions(precision="int8")
+        out = tmp_path / "a.engine"
+        export_engine(
+            checkpoint("yolov8n"), imgsz_px=IMGSZ_PX, out=out, options=options, batch=2, dynamic=True, images=[IMAGE]
+        )
+        assert EngineFile.read(out).metadata["batch"] == 2
+
+    def test_a_folder_that_cannot_be_written_is_told_before_the_onnx_file_is_made(
+        self, installed, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr("yolo_prune.export.tensorrt.export_typed_onnx", None)
+        installed("10.3.0")
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(OutputError, match="cannot write"):
+            export_engine(checkpoint("yolov8n"), imgsz_px=IMGSZ_PX, out=tmp_path / "file" / "a.engine")
+
     def test_sparse_units_need_sparse_weights(self, installed, tmp_path):
         installed("10.3.0")
         options = EngineOptions(sparse=True)
@@ -156,9 +196,10 @@ class TestBuild:
         assert EngineFile.read(out).metadata["dla"] == 1
 
     def test_accelerator_that_is_not_there(self, installed, tmp_path):
-        installed("10.3.0", Builder__num_DLA_cores=0)
+        trt = installed("10.3.0", Builder__num_DLA_cores=0)
         with pytest.raises(ConfigError, match="device with 0"):
             build_engine(exported("yolov8n"), tmp_path / "a.engine", EngineOptions(precision="fp16", dla_core=0))
+        assert not trt.calls("OnnxParser.parse_from_file")
 
     def test_timing_cache_is_read_and_written_back(self, installed, tmp_path):
         cache = tmp_path / "timing.cache"
@@ -200,6 +241,18 @@ class TestBuild:
         (tmp_path / "file").write_bytes(b"")
         with pytest.raises(OutputError, match="cannot write"):
             build_engine(exported("yolov8n"), tmp_path / "file" / "a.engine", EngineOptions())
+        assert not trt.log
+
+    @pytest.mark.parametrize("kept", ["timing", "ranges"])
+    def test_what_a_build_keeps_has_to_be_writable_before_it(self, installed, tmp_path, kept):
+        trt = installed("10.3.0")
+        (tmp_path / "file").write_bytes(b"")
+        place = tmp_path / "file" / f"{kept}.cache"
+        options = EngineOptions(precision="int8")
+        calibration = Calibration([IMAGE], cache=place if kept == "ranges" else None)
+        timings = place if kept == "timing" else None
+        with pytest.raises(OutputError, match=rf"{kept}\.cache"):
+            build_engine(exported("yolov8n"), tmp_path / "a.engine", options, calibration, timing_cache=timings)
         assert not trt.log
 
     def test_progress(self, installed, tmp_path):

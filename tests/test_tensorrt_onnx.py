@@ -15,6 +15,7 @@ from yolo_prune.device.detections import letterbox
 from yolo_prune.device.images import synthetic_images, to_input
 from yolo_prune.device.onnx_facts import OnnxFacts
 from yolo_prune.device.runtimes import OnnxRuntime
+from yolo_prune.device.runtimes.base import ArtefactFacts
 from yolo_prune.device.tensorrt_library import Version
 from yolo_prune.device.tensorrt_recipe import BatchRange, EngineOptions, decoding_nodes, last_convolutions, make_recipe
 from yolo_prune.errors import DataError, ExportError
@@ -55,8 +56,9 @@ class TestEveryFamily:
             assert breaches(model, version, EngineOptions(precision=precision)) == []
 
     def test_is_what_a_strongly_typed_network_needs(self, name, precision):
-        facts = OnnxFacts.read(typed(name, precision))
-        assert facts.precision == facts.artefact.precision == precision
+        path = typed(name, precision)
+        facts = OnnxFacts.read(path)
+        assert facts.precision == ArtefactFacts.parse(facts.metadata, path).precision == precision
         assert facts.opset == OPSET
         assert (
             make_recipe(VERSIONS[-1], facts, EngineOptions(precision=precision), calibration=False).builder_flags == ()

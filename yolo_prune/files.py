@@ -38,6 +38,11 @@ def refuse_existing(path: Path) -> None:
 def require_writable(path: Path) -> None:
     """Raise `OutputError` if `path` exists or cannot be written: to be called before long work. Nothing is left."""
     refuse_existing(path)
+    require_writable_folder(path)
+
+
+def require_writable_folder(path: Path) -> None:
+    """Raise `OutputError` if the folder of `path`, there or still to be made, cannot be written. Nothing is left."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):

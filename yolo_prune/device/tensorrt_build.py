@@ -19,7 +19,7 @@ from yolo_prune.device.tensorrt_library import Messages, Version, is_installed, 
 from yolo_prune.device.tensorrt_recipe import BITS, EngineOptions, Recipe, make_recipe
 from yolo_prune.device.trtexec import find_trtexec, run_trtexec, trtexec_command, trtexec_version
 from yolo_prune.errors import ConfigError, ExportError
-from yolo_prune.files import new_file, require_writable
+from yolo_prune.files import new_file, parent_folders, require_writable, require_writable_folder
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -80,11 +80,13 @@ def build_engine(
         DataError: There are no images to calibrate with.
         ExportError: TensorRT refused the ONNX file or failed to build it.
         MissingDependencyError: There is neither TensorRT's package nor trtexec.
-        OutputError: `out` exists or cannot be written.
+        OutputError: `out` exists, or it or what is kept for later builds cannot be written.
     """
     request = Request(onnx, out, options, calibration, timing_cache, verbose, progress)
     require_writable(out)
     require_timing_cache(timing_cache)
+    if calibration is not None and calibration.cache is not None:
+        require_writable_folder(calibration.cache)
     facts = OnnxFacts.read(onnx)
     program = None if is_installed() else find_trtexec()
     plan = _build(request, facts) if program is None else _build_with(program, request, facts)
@@ -93,12 +95,16 @@ def build_engine(
 
 
 def require_timing_cache(file: Path | None) -> None:
-    """Refuse a file that is none: the build would replace it.
+    """Refuse a file that is none, which the build would replace, and one that cannot be written.
 
     Raises:
         ConfigError: It exists and is not named *.cache.
+        OutputError: Its folder cannot be written.
     """
-    if file is not None and file.exists() and (file.suffix != ".cache" or not file.is_file()):
+    if file is None:
+        return
+    require_writable_folder(file)
+    if file.exists() and (file.suffix != ".cache" or not file.is_file()):
         raise ConfigError(
             f"timing_cache={file}, which exists",
             expected="a file named *.cache, or one that is not there yet: a build writes it anew",
@@ -131,22 +137,19 @@ def _build_with(program: Path, request: Request, facts: OnnxFacts) -> bytes:
     version = trtexec_version(program)
     cache = request.calibration.existing_cache if request.calibration else None
     recipe = make_recipe(version, facts, request.options, calibration=request.calibration is not None)
-    if request.timing_cache is not None:
-        request.timing_cache.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="engine.") as folder:
+    with parent_folders(request.timing_cache or request.out), tempfile.TemporaryDirectory(prefix="engine.") as folder:
         plan = Path(folder) / "plan"
-        run_trtexec(
-            trtexec_command(
-                recipe,
-                version=version,
-                onnx=request.onnx,
-                plan=plan,
-                timing_cache=request.timing_cache,
-                calibration_cache=cache,
-                program=program,
-                verbose=request.verbose,
-            )
+        command = trtexec_command(
+            recipe,
+            version=version,
+            onnx=request.onnx,
+            plan=plan,
+            timing_cache=request.timing_cache,
+            calibration_cache=cache,
+            program=program,
+            verbose=request.verbose,
         )
+        run_trtexec(command, verbose=request.verbose)
         return plan.read_bytes()
 
 
@@ -166,6 +169,8 @@ def _run_builder(request: Request, recipe: Recipe, version: Version, stream: Str
 
     messages = Messages(verbose=request.verbose)
     builder = trt.Builder(messages.logger)
+    if recipe.dla_core is not None:
+        _require_core(builder, recipe.dla_core)
     network = builder.create_network(_bits(trt.NetworkDefinitionCreationFlag, recipe.network_flags))
     _parse(network, messages, request.onnx)
     _keep_precisions(network, recipe)
@@ -174,7 +179,8 @@ def _run_builder(request: Request, recipe: Recipe, version: Version, stream: Str
     if recipe.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_mib << 20)
     if recipe.dla_core is not None:
-        _use_dla(builder, config, recipe.dla_core)
+        config.default_device_type = trt.DeviceType.DLA  # what it cannot run falls back to the GPU
+        config.DLA_core = recipe.dla_core
     profile = _add_profile(builder, config, recipe)
     if recipe.calibrate and request.calibration is not None:
         config.int8_calibrator = calibrator(request.calibration, recipe, stream)
@@ -235,22 +241,18 @@ def _layers(network: trt.INetworkDefinition) -> Iterator[trt.ILayer]:
     return (network.get_layer(index) for index in range(network.num_layers))
 
 
-def _use_dla(builder: trt.Builder, config: trt.IBuilderConfig, core: int) -> None:
-    """Prefer a deep learning accelerator.
+def _require_core(builder: trt.Builder, core: int) -> None:
+    """Refuse a deep learning accelerator that is not there.
 
     Raises:
         ConfigError: The device has no such core.
     """
-    import tensorrt as trt
-
     if core >= builder.num_DLA_cores:
         raise ConfigError(
             f"deep learning accelerator {core} of a device with {builder.num_DLA_cores}",
             expected="a core that the device has, counted from 0",
             remedy="leave dla= out to use the GPU",
         )
-    config.default_device_type = trt.DeviceType.DLA
-    config.DLA_core = core
 
 
 def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, recipe: Recipe) -> trt.IOptimizationProfile | None:

@@ -22,6 +22,7 @@ STRONGLY_TYPED = 11
 BITS: Mapping[Precision, int | None] = {"fp32": None, "fp16": 16, "int8": 8}
 """What the host notes of a precision in an artefact's metadata."""
 
+_USE_THE_GPU = "leave dla= out to use the GPU"
 _OLDEST = (8, 5)  # the first with tensors called by name; JetPack 5.1 has it, JetPack 5.0 has 8.4
 _COMPUTING = {"Add", "Conv", "Cos", "Div", "MatMul", "Mul", "Sigmoid", "Sin", "Softmax", "Sub"}  # others move values
 _OF_MODULE = re.compile(r"/model\.(\d+)/")
@@ -70,7 +71,7 @@ class EngineOptions:
             raise ConfigError(
                 "deep learning accelerator with precision fp32",
                 expected="fp16 or int8: it computes in nothing else",
-                remedy="or use the GPU",
+                remedy=_USE_THE_GPU,
             )
 
 
@@ -123,7 +124,8 @@ def make_recipe(version: Version, facts: OnnxFacts, options: EngineOptions, *, c
     """
     _require_known(version)
     _require_precision(version, facts, options, calibration=calibration)
-    _require_dla(version, facts, options)
+    require_accelerator(version, options)
+    _require_for_accelerator(facts, options)
     shapes = _shapes(facts, options)
     typed = version.major >= STRONGLY_TYPED
     kept = {} if typed else _kept(facts, options.precision)
@@ -218,16 +220,28 @@ def _require_precision(version: Version, facts: OnnxFacts, options: EngineOption
         )
 
 
-def _require_dla(version: Version, facts: OnnxFacts, options: EngineOptions) -> None:
-    """Refuse what the deep learning accelerator cannot do."""
-    if options.dla_core is None:
-        return
-    for refused, reason, expected in (
-        (version.major >= STRONGLY_TYPED, f"TensorRT {version}", "TensorRT 8 or 10, whose networks are weakly typed"),
-        (facts.precision == "int8", "a quantized ONNX file", "an ONNX file in fp32 and calibration"),
-    ):
-        if refused:
-            raise ConfigError(f"deep learning accelerator with {reason}", expected=expected, remedy="or use the GPU")
+def require_accelerator(version: Version, options: EngineOptions) -> None:
+    """Refuse a deep learning accelerator that this TensorRT does not build for.
+
+    Raises:
+        ConfigError: Its networks are strongly typed.
+    """
+    if options.dla_core is not None and version.major >= STRONGLY_TYPED:
+        raise ConfigError(
+            f"deep learning accelerator with TensorRT {version}",
+            expected="TensorRT 8 or 10, whose networks are weakly typed",
+            remedy=_USE_THE_GPU,
+        )
+
+
+def _require_for_accelerator(facts: OnnxFacts, options: EngineOptions) -> None:
+    """Refuse a file that the deep learning accelerator cannot run."""
+    if options.dla_core is not None and facts.precision == "int8":
+        raise ConfigError(
+            "deep learning accelerator with a quantized ONNX file",
+            expected="an ONNX file in fp32 and calibration",
+            remedy=_USE_THE_GPU,
+        )
 
 
 def _shapes(facts: OnnxFacts, options: EngineOptions) -> Shapes | None:

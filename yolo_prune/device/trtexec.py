@@ -35,8 +35,8 @@ def trtexec_version(program: Path) -> Version:
     Raises:
         ConfigError: It does not answer as trtexec does.
     """
-    output = _run([str(program), "--help"]).stdout
-    banner = _BANNER.search(output)
+    _, lines = _run([str(program), "--help"])
+    banner = _BANNER.search("\n".join(lines))
     if banner is None:
         raise ConfigError(f"'{program}' does not say its version", expected="trtexec of TensorRT 8.5 or newer")
     return decode_version(int(banner[1]))
@@ -114,25 +114,35 @@ def _kept(recipe: Recipe) -> list[str]:
     return ["--precisionConstraints=prefer", f"--layerPrecisions={pairs}", f"--layerOutputTypes={pairs}"]
 
 
-def run_trtexec(command: list[str]) -> None:
+def run_trtexec(command: list[str], *, verbose: bool = False) -> None:
     """Build an engine.
+
+    Args:
+        command: What `trtexec_command` returned.
+        verbose: Print what it says, while it says it.
 
     Raises:
         ExportError: The program failed; the message ends with its last lines.
     """
-    result = _run(command)
-    if result.returncode != 0:
-        lines = result.stdout.strip().splitlines()
+    status, lines = _run(command, verbose=verbose)
+    if status != 0:
+        shown = [word for word in command if not word.startswith("--saveEngine=")]  # a temporary file
         wrong = [line for line in lines if "[E]" in line] or lines
         raise ExportError(
             "trtexec failed:\n    " + "\n    ".join(wrong[-_LAST_LINES:]),
             expected="an engine",
-            remedy=f"run it yourself to see everything: {shlex.join(command)}",
+            remedy=f"run it yourself to see everything: {shlex.join(shown)}",
         )
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end; both of its streams are one."""
-    return subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
-    )
+def _run(command: list[str], *, verbose: bool = False) -> tuple[int, list[str]]:
+    """Run a program to its end; return its exit status and its lines, both of its streams in one."""
+    lines: list[str] = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        for line in process.stdout or ():
+            lines.append(line.rstrip())
+            if verbose:
+                print(lines[-1], flush=True)
+    return process.returncode, lines

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from yolo_prune.device.calibration import Calibration
 from yolo_prune.device.runtimes.base import Array, Precision
-from yolo_prune.device.tensorrt_build import build_engine
+from yolo_prune.device.tensorrt_build import build_engine, require_timing_cache
 from yolo_prune.device.tensorrt_library import Version, require_tensorrt
-from yolo_prune.device.tensorrt_recipe import STRONGLY_TYPED, BatchRange, EngineOptions
+from yolo_prune.device.tensorrt_recipe import STRONGLY_TYPED, BatchRange, EngineOptions, require_accelerator
 from yolo_prune.errors import ConfigError, YoloPruneError
 from yolo_prune.export.onnx_contract import require_contract
 from yolo_prune.export.tensorrt_onnx import export_typed_onnx, require_images
-from yolo_prune.files import refuse_existing
+from yolo_prune.files import require_writable
 
 
 def export_engine(
@@ -50,22 +50,27 @@ def export_engine(
 
     Raises:
         ConfigError: There is no GPU, or the options cannot be had.
-        DataError: int8 and no images.
+        DataError: int8 and no images, or too few for the batch.
         MissingDependencyError: TensorRT is not installed.
         YoloPruneError: As `export_model` and `build_engine` raise.
     """
     options = options or EngineOptions()
-    refuse_existing(out)
+    require_writable(out)
+    require_timing_cache(timing_cache)
     if options.precision == "int8":
         require_images(images)
-    version = require_builder()  # before minutes of work
+    version = require_builder(options)  # before minutes of work
+    written = onnx_precision(version, options)
+    calibration = Calibration(images) if options.precision == "int8" else None
+    if calibration is not None and written != "int8":
+        calibration.require_usable(batch)
     shaped = replace(options, imgsz_px=imgsz_px, batch=BatchRange(1, batch, batch) if dynamic else None)
     with tempfile.TemporaryDirectory(prefix="engine.") as folder:
         onnx = export_typed_onnx(
             checkpoint,
             imgsz_px=imgsz_px,
             out=Path(folder) / "model.onnx",
-            precision=onnx_precision(version, options),
+            precision=written,
             images=images,
             batch=batch,
             dynamic=dynamic,
@@ -75,18 +80,18 @@ def export_engine(
             onnx,
             out,
             shaped,
-            Calibration(images) if options.precision == "int8" else None,
+            calibration,
             timing_cache=timing_cache,
             verbose=verbose,
             progress=progress,
         )
 
 
-def require_builder() -> Version:
+def require_builder(options: EngineOptions) -> Version:
     """Return the version of the TensorRT that builds engines on this machine.
 
     Raises:
-        ConfigError: There is none, or no GPU.
+        ConfigError: There is none, or no GPU, or it does not build for the accelerator that is asked for.
     """
     try:
         version, _ = require_tensorrt()
@@ -96,6 +101,7 @@ def require_builder() -> Version:
             expected="TensorRT and the GPU that will run the engine: it fits no other ones",
             remedy=f"build it on the device, with what `yolo-prune bundle target=jetson` makes; or {error.remedy}",
         ) from error
+    require_accelerator(version, options)
     return version
 
 

@@ -86,6 +86,11 @@ class Variant:
         """Return where the artefact of a checkpoint stands: several precisions side by side."""
         return folder / f"{stem}{'' if self.precision == 'fp32' else f'_{self.precision}'}{SUFFIXES[self.format]}"
 
+    def places(self, folder: Path, stem: str) -> tuple[Path, Path, Path]:
+        """Return what `export_proved` may write: the artefact; or where one that disagrees is kept, and its figures."""
+        out = self.path(folder, stem)
+        return out, out.with_name(out.name + FAILED), out.with_name(f"{out.name}{FAILED}.json")
+
     @property
     def label(self) -> str:
         """How stages and tables call it: the format alone where it is float32."""
@@ -97,6 +102,7 @@ class Variant:
         Raises:
             ConfigError: The format is unknown, or cannot be made here or with these inputs.
             MissingDependencyError: A package that it needs is not installed.
+            OutputError: The timing cache cannot be written.
         """
         if self.format == "engine":
             if self.dynamic and self.batch == 1:
@@ -105,9 +111,9 @@ class Variant:
                     expected="batch= of at least 2: it takes from one image to so many",
                     remedy="batch=8, or leave dynamic out",
                 )
-            self.engine_options()
+            options = self.engine_options()
             require_timing_cache(self.engine.timing_cache)
-            require_builder()
+            require_builder(options)
         require_packages("onnx" if self.format == "engine" else self.format)
         require_shapes(self.format, batch=self.batch, dynamic=self.dynamic)
         if self.precision == "int8" and self.format != "engine":
@@ -256,9 +262,7 @@ def export_proved(
     Raises:
         YoloPruneError: It cannot be made.
     """
-    out = variant.path(folder, source.path.stem)
-    aside = out.with_name(out.name + FAILED)
-    figures = aside.with_name(aside.name + ".json")
+    out, aside, figures = variant.places(folder, source.path.stem)
     for place in (out, aside, figures):
         refuse_existing(place)
     try:

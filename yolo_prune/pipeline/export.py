@@ -9,12 +9,11 @@ from typing import Any
 from yolo_prune.configuration import json_setting, require_choice, require_least, setting
 from yolo_prune.device.runtimes.base import Precision
 from yolo_prune.errors import ConfigError, ParityError
-from yolo_prune.files import refuse_existing
+from yolo_prune.files import require_writable
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import read_deployable
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.pipeline.artefacts import (
-    FAILED,
     SUFFIXES,
     EngineSettings,
     Exported,
@@ -125,9 +124,8 @@ def export(config: ExportConfig) -> ExportResult:
     source = _source(config)
     for variant in variants:
         variant.require_possible()
-        out = variant.path(Path(config.out), source.path.stem)
-        for path in (out, out.with_name(out.name + FAILED)):
-            refuse_existing(path)
+        for path in variant.places(Path(config.out), source.path.stem):
+            require_writable(path)
     data = Path(config.data) if config.data else None
     images = sample_images(data, config.split, config.images) if data else None
     calibration = calibration_inputs(data, config.calibration, config.imgsz) if data and config.int8 else []
