@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
+from typing import Any
 
 import pytest
 import sweep_models
+import torch
 import yaml
-from coverage_figures import Coverage
+from coverage_figures import Coverage, least_plans
 from model_cases import Case, all_cases, build_lively
 from random_plans import random_keep
 from sweep_models import TOLERANCE as ONNX_TOLERANCE
 from sweep_models import require_gradients, sweep_model, without_gradient
+from torch import nn
 
 from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.errors import VerificationError
@@ -93,6 +97,47 @@ def test_a_gradient_may_be_missing_only_where_the_silenced_model_has_none_either
     slim.model[-1].cv2[0][0].register_forward_hook(lambda _module, _inputs, output: output.detach())
     with pytest.raises(VerificationError, match=r"parameters got no gradient, first 'model\.17\.cv2\.0\.0"):
         require_gradients(model, graph, keep, slim, spared=spared)
+
+
+class Dropping(nn.Module):
+    """A block that a training leaves out at random, as stochastic depth does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.often = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.always(images)
+        return found + self.often(found) if float(torch.rand(())) < 0.5 else found
+
+
+def test_blocks_that_are_left_out_at_random_are_the_same_ones_on_both_sides() -> None:
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    assert len({frozenset(without_gradient(Dropping(), 8)) for _ in range(20)}) == 1
+    torch.manual_seed(3)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+class TestRecord:
+    """What README's coverage table says of all models, held against the case table."""
+
+    @pytest.fixture(scope="class")
+    def record(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = json.loads(sweep_models.RECORD.read_text(encoding="utf-8"))
+        return found
+
+    def test_is_whole(self, record: dict[str, dict[str, Any]]) -> None:
+        assert record.keys() == CASES.keys()
+        assert {name: one["failure"] for name, one in record.items() if one["failure"]} == {}
+        assert [name for name, case in CASES.items() if record[name]["plans"] < least_plans(case.scale)] == []
+
+    def test_errors_are_rounding(self, record: dict[str, dict[str, Any]]) -> None:
+        assert max(one["max_abs_error"] for one in record.values()) <= TOLERANCE
+        assert max(one["onnx_max_rel"] or 0.0 for one in record.values()) <= ONNX_TOLERANCE
+
+    def test_nearly_all_of_the_usual_models_can_go(self, record: dict[str, dict[str, Any]]) -> None:
+        assert all(record[name]["prunable_macs"] >= 0.95 for name in FAMILIES_OF_95_PERCENT)
 
 
 def test_more_plans_go_on_from_those_that_are_proven(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,10 +52,13 @@ class Coverage:
         plans = sum(record["plans"] for record in self.records.values())
         earlier = [name for name, record in self.records.items() if record["engine"] != engine_hash()]
         deep = sum(record["plans"] >= least_plans(record["scale"]) for record in self.records.values())
+        engine = "all by the present engine"
+        if earlier:
+            engine = f"{len(self.records) - len(earlier)} by the present engine, the others by an earlier one"
         return (
             f"{len(self.records)} of the case table's {len(all_cases())} models, {plans} plans; {deep} models with the "
             f"{LEAST_PLANS[0]} plans of scales n, t and s or the {LEAST_PLANS[1]} of others; "
-            f"{len(self.records) - len(earlier)} by the present engine, the others by an earlier one. Left out: "
+            f"{engine}. Left out: "
             f"{', '.join(NEEDS_DOWNLOAD)}, which downloads weights when it is built, and yamls of other tasks: "
             f"{' and '.join(OTHER_TASKS)}.\n"
         )
