@@ -71,7 +71,7 @@ class TestRecord:
     def models(self) -> dict[str, dict[str, list[dict[str, float]]]]:
         return json.loads((TOOLS / "records" / "engine.json").read_text())["models"]
 
-    @pytest.mark.parametrize(("key", "bound"), [("seconds", 0.5), ("above_mb", 1.0)])
+    @pytest.mark.parametrize(("key", "bound"), [("seconds", 0.5), ("above_mb", 1.0), ("peak_mb", 1.0)])
     def test_at_most_half_the_time_and_no_more_memory_than_the_peer(self, models, key, bound):
         found = {
             f"{name}, {side}": statistics.median(ratios(sides[OURS], sides[side], key))
