@@ -93,6 +93,14 @@ class TestFolder:
         for name in ("slim_ncnn_model", "slim_openvino_model"):
             assert ArtefactFacts.of_folder(cpu_bundle / "artefacts" / name).imgsz_px == (IMGSZ_PX, IMGSZ_PX)
 
+    @pytest.mark.parametrize(
+        "text", ["", "3", '"imgsz"', "[]", '["imgsz"]', "{", '{"imgsz": [Infinity, 64]}', '{"batch": Infinity}', "\xff"]
+    )
+    def test_damaged_metadata_are_told(self, tmp_path, text):
+        (tmp_path / "metadata.yaml").write_bytes(text.encode("latin-1"))
+        with pytest.raises(ConfigError, match="cannot be loaded"):
+            ArtefactFacts.of_folder(tmp_path)
+
     def test_runner_imports_nothing_but_what_is_there(self, cpu_bundle):
         """Read, not run: what a function imports when it is called counts too; what only a type checker reads does not.
 
@@ -173,7 +181,9 @@ class TestRefusals:
         (desk / "images" / "a.jpg").write_bytes(b"nonsense")
         (desk / "data.yaml").write_text(yaml.safe_dump({"val": "images", "train": "images", "names": {0: "a"}}))
         words = ("bundle", f"model={slim}", "out=bundle", "target=pi", "imgsz=64", "data=data.yaml")
-        assert "no readable image" in refused(*words)
+        said = refused(*words)
+        assert "none of the 1 images" in said
+        assert "a.jpg' is damaged" in said
 
     def test_an_image_that_cannot_be_read_is_named(self, desk, capsys):
         (desk / "a.jpg").write_bytes(b"nonsense")

@@ -29,6 +29,17 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+OFFLINE = """
+import os, sys
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        os.write(2, f"network: {event} {arguments}\\n".encode())
+        os._exit(77)
+sys.addaudithook(refuse)
+"""
+"""As `sitecustomize`, in every Python that is started: whoever wants to reach the network ends there and then."""
+
+
 def environment() -> dict[str, str]:
     """What a device has: neither our package on the path, nor a setting that keeps Python from leaving files."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
@@ -37,6 +48,37 @@ def environment() -> dict[str, str]:
 def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     words = [str(word) for word in command]
     return subprocess.run(words, cwd=cwd, env=environment(), capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """Keep every process off the network, those that the runner starts too; the hook is proven first.
+
+    Returns:
+        Two new folders: where to work, and the user's home.
+    """
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(OFFLINE)
+    changed = {**environment(), "PYTHONPATH": str(tmp_path / "hook"), "HOME": str(tmp_path / "home")}
+    monkeypatch.setattr(f"{__name__}.environment", lambda: changed)
+    talks = "import socket; socket.create_connection(('127.0.0.1', 9), timeout=1)"
+    starts = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {talks!r}]))"
+    assert run(sys.executable, "-c", starts, cwd=tmp_path).returncode == 77
+    folders = (tmp_path / "desk", tmp_path / "home")
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+@pytest.mark.parametrize("words", [["check"], ["detect", "source=REFERENCE"], ["benchmark", "runs=1", "warmup=0"]])
+def test_nobody_asks_the_network_or_writes_into_the_home(cpu_bundle, offline, words):
+    """OpenVINO would do both: it tells its maker of every import."""
+    desk, home = offline
+    words = [word.replace("REFERENCE", str(cpu_bundle / "reference")) for word in words]
+    done = run(sys.executable, cpu_bundle / "run.py", *words, cwd=desk)
+    assert done.returncode == 0, done.stderr
+    assert "network: " not in done.stdout + done.stderr
+    assert not list(home.iterdir())
 
 
 @pytest.mark.parametrize("words", [["check"], ["detect", "source=REFERENCE"], ["benchmark", "runs=1", "warmup=0"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 
@@ -83,13 +84,58 @@ class TestCheck:
         (bundle / "reference" / "0001.png").unlink()
         assert "'reference/0001.png' is missing" in runner.refused(bundle, "check")
 
-    @pytest.mark.parametrize("text", [None, "", "{", '{"format": 2}', '{"format": 1}', "[]"])
+    @pytest.mark.parametrize("text", [None, "", "{", '{"format": 2}', '{"format": 1}', "[]", "3", "null", '"format"'])
     def test_unreadable_manifest(self, runner, bundle, text):
         if text is None:
             (bundle / "bundle.json").unlink()
         else:
             (bundle / "bundle.json").write_text(text)
         assert "bundle.json" in runner.refused(bundle, "check")
+
+    @pytest.mark.parametrize(
+        ("keys", "value", "said"),
+        [
+            (["target"], 3, "'target'"),
+            (["files"], None, "'files'"),
+            (["files"], {}, "'artefacts/slim_openvino_model' has no checksum"),
+            (["files", "LICENSE"], None, "'files.LICENSE'"),
+            (["tolerances", "fp32"], "x", "'tolerances.fp32'"),
+            (["network", "imgsz_px"], None, "'network.imgsz_px'"),
+            (["network", "imgsz_px"], 0, "imgsz_px"),
+            (["network", "end_to_end"], 3, "'network.end_to_end'"),
+            (["network", "extras"], {"a": 1}, "'network.extras.a'"),
+            (["network", "classes"], [], "classes"),
+            (["artefacts"], [], "artefacts"),
+            (["artefacts", 0, "backend"], [], "'artefacts.0.backend'"),
+            (["artefacts", 0, "bits"], 8, "bits"),
+            (["reference", "images"], [3, 4], "'reference.images.0'"),
+            (["reference", "images"], ["reference/0000.png"], "detections"),
+            (["reference", "outputs"], None, "'reference.outputs'"),
+            (["reference", "outputs"], "other.npz", "'other.npz' has no checksum"),
+            (["reference", "confidence"], True, "'reference.confidence'"),
+            (["reference", "detections", 0, 0], {}, "'class'"),
+            (["reference", "detections", 0, 0, "box"], [1.0, 2.0], "box"),
+            (["provenance"], [], "'provenance'"),
+        ],
+    )
+    def test_manifest_of_wrong_values(self, runner, bundle, keys, value, said):
+        """It has no checksum of its own: what is wrong with it is told before anything is run."""
+        at = whole = manifest(bundle)
+        *way, last = keys
+        for key in way:
+            at = at[key]
+        at[last] = value
+        (bundle / "bundle.json").write_text(json.dumps(whole))
+        for words in (["--help"], ["check"], ["detect", f"source={bundle / 'reference'}"]):
+            told = runner.refused(bundle, *words)
+            assert "bundle.json" in told
+            assert said in told
+
+    def test_a_manifest_that_wants_an_engine_of_no_onnx_file(self, runner, bundle):
+        value = {**manifest(bundle), "engine": "fp16"}
+        value["artefacts"] = [one for one in value["artefacts"] if one["backend"] != "onnxruntime"]
+        (bundle / "bundle.json").write_text(json.dumps(value))
+        assert "no .onnx file" in runner.refused(bundle, "build")
 
     def test_other_outputs_fail(self, runner, bundle):
         file = bundle / "reference" / "outputs.npz"
@@ -127,6 +173,16 @@ class TestCheck:
         assert "2 of 2" in out
         assert f"2 of {found}" in out
 
+    def test_one_that_cannot_be_run_does_not_stop_the_others(self, runner, cpu_bundle, monkeypatch):
+        def fail(*_):
+            raise RuntimeError("out of\nmemory")
+
+        monkeypatch.setattr("yolo_prune.device.runtimes.onnx_runtime.OnnxSession.__call__", fail)
+        code, out, err = runner(cpu_bundle, "check")
+        assert (code, out.count(" yes\n")) == (1, 2)
+        assert "not checked: slim.onnx: RuntimeError: out of memory\n" in out
+        assert "out of memory" in err
+
     def test_runtimes_that_are_missing_are_told(self, runner, bundle, monkeypatch):
         without(monkeypatch, "ncnn", "openvino")
         code, out, _ = runner(bundle, "check")
@@ -161,18 +217,64 @@ class TestBenchmark:
         assert [entry["backend"] for entry in found["entries"]] == ["onnxruntime", "ncnn"]
         assert "already exists" in runner.refused(cpu_bundle, *words)
 
+    WORDS = ("benchmark", "runs=2", "warmup=0", "threads=1")
+
     def test_an_engine_that_cannot_be_loaded_does_not_stop_the_others(self, runner, cpu_bundle, tmp_path, monkeypatch):
         """It was built by another TensorRT, say; of those that are timed there is a table, and the exit code tells."""
         (tmp_path / "built").mkdir()
         (tmp_path / "built" / "old.engine").write_bytes(b"")
         install(monkeypatch, "10.3.0")
         without(monkeypatch, "openvino", "ncnn")
-        words = ("benchmark", "runs=2", "warmup=0", "threads=1", f"out={tmp_path / 'built'}")
-        code, out, err = runner(cpu_bundle, *words)
-        assert code == 2
-        assert "slim.onnx" in out
+        monkeypatch.setattr(
+            "yolo_prune.device.runner_benchmark.peak_memory", lambda *_, **__: None
+        )  # no stand-in there
+        code, out, err = runner(cpu_bundle, *self.WORDS, f"out={tmp_path / 'built'}")
+        assert code == 1
+        assert re.search(r"slim.onnx +onnxruntime ", out)
         assert "not timed: old.engine: " in out
-        assert "holds no plan" in err
+        assert "holds no plan" in out
+        assert "old.engine" in err
+
+    @pytest.mark.parametrize("content", [None, b"nonsense"])
+    def test_a_damaged_or_missing_artefact_does_not_stop_the_others(self, runner, bundle, desk, content):
+        file = bundle / "artefacts" / "slim.onnx"
+        file.unlink() if content is None else file.write_bytes(content)
+        code, out, err = runner(bundle, *self.WORDS, "json=t.json")
+        assert code == 1
+        assert f"not timed: slim.onnx: {'checksum of ' if content else ''}'artefacts/slim.onnx' is " in out
+        assert "slim.onnx" in err
+        entries = json.loads((desk / "t.json").read_text())["entries"]
+        assert [entry["name"] for entry in entries] == ["slim_openvino_model", "slim_ncnn_model"]
+
+    def test_one_that_fails_when_it_is_run_does_not_stop_the_others(self, runner, cpu_bundle, monkeypatch):
+        def fail(*_):
+            raise RuntimeError("out of\nmemory")
+
+        monkeypatch.setattr("yolo_prune.device.runtimes.onnx_runtime.OnnxSession.__call__", fail)
+        code, out, _ = runner(cpu_bundle, *self.WORDS)
+        assert code == 1
+        assert "not timed: slim.onnx: RuntimeError: out of memory\n" in out
+        assert re.search(r"slim_ncnn_model +ncnn ", out)
+
+    def test_one_that_kills_its_process_does_not_stop_the_others(self, runner, cpu_bundle, tmp_path, monkeypatch):
+        """Here a Python that dies at the name of NCNN stands for a runtime that crashes."""
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\ncase "$*" in *ncnn_model*) kill -SEGV $$;; esac\nexec "{sys.executable}" "$@"\n')
+        python.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(python))
+        code, out, _ = runner(cpu_bundle, *self.WORDS)
+        assert code == 1
+        assert re.search(r"not timed: slim_ncnn_model: .* died \(killed by signal 11\)", out)
+        assert re.search(r"slim.onnx +onnxruntime ", out)
+
+    def test_not_one_that_can_be_timed(self, runner, bundle, monkeypatch):
+        without(monkeypatch, "openvino", "ncnn")
+        (bundle / "artefacts" / "slim.onnx").write_bytes(b"nonsense")
+        code, out, err = runner(bundle, *self.WORDS)
+        assert code == 1
+        assert out.count("not timed: ") == 3
+        assert "median" not in out
+        assert "slim.onnx" in err
 
     def test_bad_numbers(self, runner, cpu_bundle):
         assert "runs=0" in runner.refused(cpu_bundle, "benchmark", "runs=0")

@@ -4,7 +4,7 @@ python tools/bench_speedups.py models=[yolov8n.pt,yolov8s.pt] backends=[ncnn,ope
 
 A cell is a model on a backend. Its slim versions, one for each allocation and multiple of widths, have the same MACs
 and share every round with the dense artefact, so that what differs between them is where the cut was made. Each cell is
-a line of the record, which is only ever appended to.
+a line, with every timing, of a record that is only ever appended to.
 """
 
 from __future__ import annotations
@@ -131,9 +131,7 @@ def timed(cell: Cell, paths: dict[str, Path]) -> dict[str, Any]:
     compared = {label: report.speed_up(label, DENSE) for label in macs}
     return {
         "cell": dataclasses.asdict(cell),
-        "machine": dataclasses.asdict(report.machine),
-        "latencies": {entry.name: dataclasses.asdict(entry.summary) for entry in report.entries},
-        "warnings": report.conditions.warnings() if report.conditions else [],
+        "report": report.to_json(),
         "slim": {
             label: {"macs": macs[label], "ratio": found.ratio, "p25": found.p25, "p75": found.p75}
             for label, found in compared.items()

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+from yolo_prune.device.manifest import is_of, require_manifest
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import sha256
 
@@ -121,18 +122,19 @@ class Bundle:
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
             return cls._from_json(folder, value)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
-                f"cannot read '{file}': {error!r}",
+                f"cannot read '{file}': {error}",
                 expected="the manifest that `yolo-prune bundle` wrote",
                 remedy="copy the bundle to the device again, or make it anew",
             ) from error
 
     @classmethod
-    def _from_json(cls, folder: Path, value: dict[str, Any]) -> Bundle:
-        found = value.pop("format")
-        if found != FORMAT:
-            raise ValueError(f"format {found}, not {FORMAT}")
+    def _from_json(cls, folder: Path, value: Any) -> Bundle:
+        if isinstance(value, dict) and value.get("format") != FORMAT:
+            raise ValueError(f"format {value.get('format')}, not {FORMAT}")
+        require_manifest(value)
+        del value["format"]
         network, reference = value.pop("network"), value.pop("reference")
         calibration = tuple(value.pop("calibration"))
         return cls(
@@ -160,12 +162,10 @@ class Bundle:
             ConfigError: One is missing or damaged; it is named.
         """
         chosen = {
-            name: digest
-            for name, digest in self.files.items()
-            if not parts or any(_is_of(name, part) for part in parts)
+            name: digest for name, digest in self.files.items() if not parts or any(is_of(name, part) for part in parts)
         }
         for part in parts:
-            if not any(_is_of(name, part) for name in chosen):
+            if not any(is_of(name, part) for name in chosen):
                 raise _damaged(f"'{part}' has no checksum in {MANIFEST}")
         for name, digest in chosen.items():
             file = self.folder / name
@@ -174,11 +174,6 @@ class Bundle:
             found = sha256(file)
             if found != digest:
                 raise _damaged(f"checksum of '{name}' is {found[:12]}..., recorded was {digest[:12]}...")
-
-
-def _is_of(name: str, part: str) -> bool:
-    """Tell whether a file is a part of the bundle, or inside of it."""
-    return name == part or name.startswith(f"{part}/")
 
 
 def _damaged(found: str) -> ConfigError:

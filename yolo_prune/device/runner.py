@@ -44,7 +44,8 @@ VERBS: Mapping[str, Verb] = {
 def main(folder: Path, words: Sequence[str]) -> int:
     """Run the command line of the bundle in a folder; returns the exit code.
 
-    0: done. 1: an artefact does not agree. 2: bad input. Without `--debug` no traceback is shown for these.
+    0: done. 1: an artefact does not agree, or cannot be timed. 2: bad input. Without `--debug` no traceback is shown
+    for these.
     """
     debug = "--debug" in words
     try:

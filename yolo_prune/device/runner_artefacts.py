@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
+from typing import Callable, Sequence
 
 from yolo_prune.device.bundle import Bundle
 from yolo_prune.device.runtimes import runtime_for
@@ -25,29 +25,32 @@ class Here:
         path: Where it is.
         name: How reports call it.
         backend: Name of its runtime.
+        part: How the bundle's manifest calls it; None for an engine that was built here.
     """
 
     path: Path
     name: str
     backend: str
+    part: str | None = None
 
 
 def artefacts_here(bundle: Bundle, out: str) -> list[Here]:
-    """Return the engines that were built here, then what the bundle brought, intact.
+    """Return the engines that were built here, then what the bundle brought, be it intact or not.
 
     Args:
         bundle: The bundle.
         out: The user's `out=`; empty for the default.
-
-    Raises:
-        ConfigError: An artefact of the bundle is missing or damaged.
     """
-    bundle.require_intact(*(artefact.path for artefact in bundle.artefacts))
     engines = sorted(built_folder(bundle, out).glob(ENGINES))
     return [
         *(Here(path=engine, name=engine.name, backend="tensorrt") for engine in engines),
         *(
-            Here(path=bundle.path(artefact), name=Path(artefact.path).name, backend=artefact.backend)
+            Here(
+                path=bundle.path(artefact),
+                name=Path(artefact.path).name,
+                backend=artefact.backend,
+                part=artefact.path,
+            )
             for artefact in bundle.artefacts
         ),
     ]
@@ -77,6 +80,19 @@ def split_by_runtime(artefacts: Sequence[Here]) -> tuple[list[Here], list[tuple[
     return able, unable
 
 
+def failures_of(artefacts: Sequence[Here], attempt: Callable[[Here], object]) -> dict[str, YoloPruneError]:
+    """Return by name why an attempt at artefacts failed: one of them must not stop the others."""
+    failures: dict[str, YoloPruneError] = {}
+    for here in artefacts:
+        try:
+            attempt(here)
+        except YoloPruneError as error:
+            failures[here.name] = error
+        except Exception as error:  # whatever a runtime raises, on one line
+            failures[here.name] = DoesNotRunError(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    return failures
+
+
 def install_line(bundle: Bundle) -> str:
     """Return the command that installs what the target needs; TensorRT is not to be had from a package index there."""
     if bundle.engine is not None:
@@ -93,9 +109,10 @@ def choose(bundle: Bundle, backend: str, out: str, name: str = "") -> Here:
     """Return the first artefact that can run, or the one of a backend or a name.
 
     Raises:
-        ConfigError: No artefact for that backend or of that name.
+        ConfigError: No artefact for that backend or of that name, or an artefact of the bundle is missing or damaged.
         MissingDependencyError: No runtime for any of them.
     """
+    bundle.require_intact(*(artefact.path for artefact in bundle.artefacts))
     artefacts = artefacts_here(bundle, out)
     backends = list(dict.fromkeys(here.backend for here in artefacts))
     wanted = [here for here in artefacts if backend in ("auto", here.backend)]
@@ -114,6 +131,19 @@ def choose(bundle: Bundle, backend: str, out: str, name: str = "") -> Here:
     if able:
         return able[0]
     raise NoRuntimeError([problem for _, problem in unable], bundle)
+
+
+class DoesNotRunError(YoloPruneError):
+    """An artefact that should run here does not."""
+
+    exit_code = 1
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            found,
+            expected="artefacts that are intact and run here",
+            remedy="copy the bundle again if one is damaged; build an engine of another device or TensorRT anew",
+        )
 
 
 class NoRuntimeError(MissingDependencyError):

@@ -9,7 +9,13 @@ from yolo_prune.device.bundle import Bundle
 from yolo_prune.device.columns import columns
 from yolo_prune.device.options import option
 from yolo_prune.device.reference import Verdict, compare_with_reference
-from yolo_prune.device.runner_artefacts import Here, NoRuntimeError, artefacts_here, install_line, split_by_runtime
+from yolo_prune.device.runner_artefacts import (
+    NoRuntimeError,
+    artefacts_here,
+    failures_of,
+    install_line,
+    split_by_runtime,
+)
 from yolo_prune.errors import ParityError, YoloPruneError
 from yolo_prune.files import refuse_existing, write_json
 
@@ -28,6 +34,7 @@ def check(bundle: Bundle, options: CheckOptions) -> None:
 
     Raises:
         ConfigError: A file is missing or damaged.
+        DoesNotRunError: An artefact could not be run; the others were checked.
         MissingDependencyError: Not one artefact could be checked.
         OutputError: The JSON file exists or cannot be written.
         ParityError: An artefact does not agree.
@@ -37,28 +44,21 @@ def check(bundle: Bundle, options: CheckOptions) -> None:
     bundle.require_intact()
     print(f"{len(bundle.files)} files, checksums right")
     able, unable = split_by_runtime(artefacts_here(bundle, options.out))
-    verdicts, failures = _verdicts(bundle, able, options.threads)
+    verdicts: list[Verdict] = []
+    failures = failures_of(
+        able, lambda here: verdicts.append(compare_with_reference(bundle, here.path, threads=options.threads))
+    )
     if options.json:
         write_json(Path(options.json), [one.to_json() for one in verdicts])
     if verdicts:
         print(_table(verdicts), end="")
     for here, problem in unable:
         print(f"not checked: {here.name}: {problem}")
+    for name, failure in failures.items():
+        print(f"not checked: {name}: {failure.found}")
     if unable:
         print(f"to install what is missing: {install_line(bundle)}")
-    _require(bundle, verdicts, failures, [problem for _, problem in unable])
-
-
-def _verdicts(bundle: Bundle, artefacts: list[Here], threads: int) -> tuple[list[Verdict], list[YoloPruneError]]:
-    """Judge every artefact; one that cannot be judged does not keep the others from it."""
-    verdicts: list[Verdict] = []
-    failures: list[YoloPruneError] = []
-    for here in artefacts:
-        try:
-            verdicts.append(compare_with_reference(bundle, here.path, threads=threads))
-        except YoloPruneError as error:
-            failures.append(error)
-    return verdicts, failures
+    _require(bundle, verdicts, list(failures.values()), [problem for _, problem in unable])
 
 
 def _table(verdicts: list[Verdict]) -> str:

@@ -174,7 +174,11 @@ def _fitting(files: Sequence[Path], config: BundleConfig, split: str) -> list[Im
         except DataError as error:
             unreadable.append(error.found)
     if not found:
-        raise DataError(f"split '{split}' of '{config.data}' has no readable image", expected="at least one image file")
+        raise DataError(
+            f"none of the {len(files)} images that were chosen from split '{split}' of '{config.data}' can be read: "
+            + "; ".join(unreadable[:3]),
+            expected="image files",
+        )
     for reason in unreadable:
         print(f"warning: skipped: {reason}", file=sys.stderr)
     return found

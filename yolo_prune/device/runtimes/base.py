@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from yolo_prune.device.runtimes.telemetry import without_telemetry
 from yolo_prune.errors import ConfigError, MissingDependencyError
 
 Array = NDArray[np.float32]
@@ -113,9 +114,11 @@ class ArtefactFacts:
         Raises:
             ConfigError: They are damaged.
         """
+        if not isinstance(metadata, Mapping):
+            raise unreadable(path, f"its metadata are damaged (a {type(metadata).__name__}, not a mapping)")
         try:
             return cls._parse(metadata)
-        except (AttributeError, LookupError, SyntaxError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, OverflowError, SyntaxError, TypeError, ValueError) as error:
             raise unreadable(path, f"its metadata are damaged ({type(error).__name__}: {error})") from error
 
     @classmethod
@@ -178,9 +181,13 @@ def _literal(value: Any) -> Any:
 
 
 def import_runtime(package: str, *, purpose: str, extra: str = "export") -> Any:
-    """Import an optional package, which an extra of yolo_prune brings, or raise `MissingDependencyError`."""
+    """Import an optional package, which an extra of yolo_prune brings, or raise `MissingDependencyError`.
+
+    What it would tell its maker stays untold; see `without_telemetry`.
+    """
     try:
-        return importlib.import_module(package)
+        with without_telemetry():
+            return importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
