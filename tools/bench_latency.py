@@ -4,10 +4,11 @@ python tools/bench_latency.py model=best.pt data=bccd/data.yaml out=runs/latency
     backends=[ncnn,onnxruntime] targets=[0.6] epochs=10
 
 A cell is a target on a backend at an image size. It profiles the dense checkpoint (once a backend and size), prunes
-for the target, exports, and times the artefact in a process of its own. With `epochs` the slim model is fine-tuned, and
-so is the one that the same allocation gives for a MACs target of the same latency. Each cell is a folder in `out`, in
-which a killed one goes on, and in the end a line of the record, which is only ever appended to; a target that cannot be
-reached is a line as well.
+for the target, exports, and times the artefact in a process of its own; then it looks for the MACs target with which
+the same allocation gives a model that is as fast. With `epochs` both are fine-tuned. Each cell is a line of the record,
+which is only ever appended to; a target that cannot be reached is a line as well. What was cut and timed are files in
+`out`, with which a killed cell goes on. Fine-tunes of other epochs or seeds start from them, too, so that everything
+can be timed first, on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -133,14 +134,13 @@ def _row(record: dict[str, Any]) -> list[str]:
         f"{record['predicted']:.3f}", f"{record['confirmed']:.3f}",
         f"{fresh['ratio']:.3f} ({fresh['p25']:.3f}..{fresh['p75']:.3f})",
         f"{fresh['ratio'] / record['cell']['target'] - 1:+.1%}", f"{record['macs_kept']:.1%}",
-        *(_map(record.get(name)) for name in ("by_latency", "by_macs")),
+        *(_map(record[name]) for name in ("by_latency", "by_macs")),
     ]  # fmt: skip
 
 
-def _map(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return "-"
-    return f"{found['map50_95']:.3f} at {found['ratio']:.3f}{'' if found.get('matched', True) else ', not matched'}"
+def _map(found: dict[str, Any]) -> str:
+    value = f"{found['map50_95']:.3f}" if "map50_95" in found else "not tuned,"
+    return f"{value} at {found['ratio']:.3f}{'' if found.get('matched', True) else ', not matched'}"
 
 
 def bench(config: LatencyConfig) -> LatencyFigures:
@@ -177,9 +177,9 @@ class Laboratory:
     def __init__(self, config: LatencyConfig, cell: Cell) -> None:
         self.config, self.cell = config, cell
         self.shared = Path(config.out) / f"{cell.model}-{cell.backend}-{cell.imgsz_px}px-{cell.threads}threads"
-        chosen = f"{cell.target:g}-{cell.allocation}-{cell.criterion}"
-        tuned = f"{cell.epochs}epochs-batch{cell.batch}-seed{cell.seed}"
-        self.folder = self.shared / f"{chosen}-{tuned}-{cell_key(cell)}"
+        cut = dataclasses.replace(cell, epochs=0, seed=0)
+        self.folder = self.shared / f"{cell.target:g}-{cell.allocation}-{cell.criterion}-{cell_key(cut)}"
+        self.tunes = self.folder / f"{cell.epochs}epochs-seed{cell.seed}"
         self.variant = Variant(format=BACKENDS[cell.backend], imgsz_px=cell.imgsz_px)
 
     def run(self) -> dict[str, Any]:
@@ -198,6 +198,8 @@ class Laboratory:
         slim = self._pruned("by_latency", target_latency=cell.target, profile=str(found.path))
         marker = getattr(read_checkpoint(slim).model, MARKER)
         choice, fresh = marker["plan"]["choice"], self._timed("by_latency", slim)
+        nearest, target_macs = self._as_fast(fresh["ratio"], found.profile.fit.multiple)
+        again = self._timed("by_macs_again", nearest)["ratio"]  # its first timing was picked, so it is too good
         line: dict[str, Any] = {
             "cell": dataclasses.asdict(cell),
             "machine": dataclasses.asdict(found.profile.machine),
@@ -207,10 +209,14 @@ class Laboratory:
             "confirmed": choice["timed"]["ratio"],
             "macs_kept": marker["after"]["macs"] / marker["before"]["macs"],
             "fresh": fresh,
-        }
+            "by_latency": {"ratio": fresh["ratio"]},
+            "by_macs": {
+                "ratio": again, "target_macs": target_macs, "matched": _off(again, fresh["ratio"]) <= MATCHED,
+            },
+        }  # fmt: skip
         if cell.epochs:
-            line["by_latency"] = {"ratio": fresh["ratio"], "map50_95": self._tuned("latency", slim)}
-            line["by_macs"] = self._by_macs(fresh["ratio"], found.profile.fit.multiple)
+            line["by_latency"]["map50_95"] = self._tuned("latency", slim)
+            line["by_macs"]["map50_95"] = self._tuned("macs", nearest)
         return {**line, "seconds": round(time.perf_counter() - started)}
 
     def _pruned(self, name: str, **target: Any) -> Path:
@@ -250,10 +256,11 @@ class Laboratory:
         artefact = self.variant.path(folder, model.stem)
         return artefact if artefact.exists() else export_one(model, folder, self.variant)
 
-    def _by_macs(self, ratio: float, multiple: int) -> dict[str, Any]:
-        """Return mAP of the model for a MACs target that is as fast: its target is halved in on by timing.
+    def _as_fast(self, ratio: float, multiple: int) -> tuple[Path, float]:
+        """Return the slim model of a MACs target that is as fast, and that target: it is halved in on by timing.
 
-        The nearest of several timings was picked because it was near, so it is too good to be told: it is timed afresh.
+        Raises:
+            InfeasibleTargetError: No MACs target can be reached.
         """
         low, high, tried = 0.05, 0.95, dict[Path, tuple[float, float]]()
         for number in range(TRIES):
@@ -271,20 +278,14 @@ class Laboratory:
                 break
             low, high = (middle, high) if timed < ratio else (low, middle)
         nearest = min(tried, key=lambda slim: _off(tried[slim][0], ratio))
-        again = self._timed("by_macs_again", nearest)["ratio"]
-        return {
-            "ratio": again,
-            "target_macs": tried[nearest][1],
-            "matched": _off(again, ratio) <= MATCHED,
-            "map50_95": self._tuned("macs", nearest),
-        }
+        return nearest, tried[nearest][1]
 
     def _tuned(self, name: str, slim: Path) -> float:
         """Return mAP50-95 on val after the fine-tune."""
         config, cell = self.config, self.cell
         settings = {**TRAINING, **OFTEN, "epochs": cell.epochs, "imgsz": cell.imgsz_px, "batch": cell.batch}
         settings |= {"seed": cell.seed, "workers": config.workers}
-        best = train_in(self.folder / name, slim, Path(config.data), settings)
+        best = train_in(self.tunes / name, slim, Path(config.data), settings)
         return evaluate(
             best, data=Path(config.data), split="val", imgsz_px=cell.imgsz_px, batch=cell.batch,
             workers=config.workers,
