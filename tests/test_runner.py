@@ -17,6 +17,7 @@ from recorded_tensorrt import install
 from yolo_prune.device.findings import Finding
 from yolo_prune.device.reference import count_found_again, overlap
 from yolo_prune.device.runtimes.engine_file import EngineFile
+from yolo_prune.device.sources import read_image
 
 BACKENDS = ("onnxruntime", "ncnn", "openvino")
 
@@ -323,6 +324,23 @@ class TestBuild:
         assert EngineFile.read(tmp_path / name).plan == b"ptrt plan"
         kept = sorted(path.name.partition("_")[0] for path in tmp_path.glob("*.cache"))
         assert kept == (["timing.cache"] if words else ["calibration", "timing.cache"])
+
+    def test_calibration_holds_one_image_at_a_time(self, runner, jetson_bundle, tmp_path, monkeypatch):
+        reads: list[str] = []
+
+        def written(*_):
+            ((_, calibrator),) = (call for call in trt.log if call[0] == "IBuilderConfig.int8_calibrator")
+            for number in range(3):
+                assert len(reads) == number
+                calibrator.get_batch(["images"])
+            return b"ptrt plan"
+
+        monkeypatch.setattr(
+            "yolo_prune.device.runner_build.read_image", lambda file: reads.append(file.name) or read_image(file)
+        )
+        trt = install(monkeypatch, "10.3.0", Builder__build_serialized_network=written)
+        assert runner(jetson_bundle, "build", f"out={tmp_path}")[0] == 0
+        assert len(set(reads)) == 3
 
     def test_trtexec_alone_is_told_before_it_builds(self, runner, jetson_bundle, tmp_path, monkeypatch):
         monkeypatch.setattr("yolo_prune.device.runner_build.find_trtexec", lambda: tmp_path / "trtexec")

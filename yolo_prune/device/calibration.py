@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, Sequence, cast
+from typing import TYPE_CHECKING, Iterator, Protocol, cast
 
 import numpy as np
 
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+class Images(Protocol):
+    """A list, or what reads each one when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Array: ...
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What ranges are measured with.
@@ -29,7 +37,7 @@ class Calibration:
             file exists, and written otherwise. None keeps none.
     """
 
-    images: Sequence[Array]
+    images: Images
     cache: Path | None = None
 
     @property
@@ -53,7 +61,7 @@ class Calibration:
     def batches(self, size: int) -> Iterator[Array]:
         """Yield the images in batches (size, 3, H, W); what is left over is not used."""
         whole = len(self.images) // size * size
-        return (np.concatenate(self.images[at : at + size]) for at in range(0, whole, size))
+        return (np.concatenate([self.images[at + index] for index in range(size)]) for at in range(0, whole, size))
 
 
 def calibrator(calibration: Calibration, recipe: Recipe, stream: Stream) -> trt.IInt8Calibrator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Sequence, cast
 
 from yolo_prune.device import tensorrt_recipe as recipe
 from yolo_prune.device.bundle import Bundle
@@ -13,7 +13,7 @@ from yolo_prune.device.calibration import Calibration
 from yolo_prune.device.detections import letterbox
 from yolo_prune.device.options import option
 from yolo_prune.device.runner_artefacts import built_folder
-from yolo_prune.device.runtimes.base import PRECISIONS, Precision
+from yolo_prune.device.runtimes.base import PRECISIONS, Array, Precision
 from yolo_prune.device.sources import read_image
 from yolo_prune.device.tensorrt_build import build_engine
 from yolo_prune.device.tensorrt_library import is_installed
@@ -108,6 +108,18 @@ def _calibration(bundle: Bundle, onnx: str, out: Path) -> Calibration:
     """Return the network inputs that 8-bit ranges are measured on, and where those of these very files are kept."""
     sums = "".join(bundle.files[name] for name in (onnx, *bundle.calibration))
     cache = out / f"calibration_{hashlib.sha256(sums.encode()).hexdigest()[:8]}.cache"
-    images = (read_image(bundle.folder / name) for name in bundle.calibration)
-    inputs = [letterbox(image, bundle.network.imgsz_px)[0] for image in images]
-    return Calibration(inputs, cache=cache)
+    files = [bundle.folder / name for name in bundle.calibration]
+    return Calibration(_Letterboxed(files, bundle.network.imgsz_px), cache=cache)
+
+
+class _Letterboxed:
+    """Images as the network takes them, read when they are asked for: all at once would be much for a small Jetson."""
+
+    def __init__(self, files: Sequence[Path], imgsz_px: int) -> None:
+        self._files, self._imgsz_px = files, imgsz_px
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int, /) -> Array:
+        return letterbox(read_image(self._files[index]), self._imgsz_px)[0]
