@@ -83,6 +83,7 @@ RECIPES: dict[str, list[Step]] = {
     "direct_global": [cut(allocation="global"), tune(**OFTEN)],
     "direct_taylor": [cut(allocation="uniform", criterion="taylor", data="data", recalibrate=100), tune(**OFTEN)],
     "direct_taylor_global": [cut(allocation="global", criterion="taylor", data="data", recalibrate=100), tune(**OFTEN)],
+    "direct_fisher_global": [cut(allocation="global", criterion="fisher", data="data", recalibrate=100), tune(**OFTEN)],
     "searched": [look(candidates=50, recalibrate=100), tune(**OFTEN)],
     "searched_informed": [look(candidates=50, strategy="informed", recalibrate=100), tune(**OFTEN)],
     "distilled": [cut(allocation="uniform"), tune(distill="dense", **OFTEN)],
