@@ -157,7 +157,7 @@ class TestRefusals:
         ("words", "said"),
         [
             (["target=jetsn"], "'jetson'?"),
-            (["target=pi", "half=true", "int8=true"], "half=true with int8=true"),
+            (["target=pi", "half=true", "int8=true"], "both half=true and int8=true"),
             (["target=pi", "int8=true"], "target=jetson and data="),
             (["target=jetson", "int8=true"], "data=not set"),
             (["target=pi", "images=0"], "images=0"),

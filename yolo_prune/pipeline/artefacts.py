@@ -130,6 +130,21 @@ class Variant:
         )
 
 
+def precision_of(*, half: bool, int8: bool) -> Precision:
+    """Return the precision that two settings ask for.
+
+    Raises:
+        ConfigError: Two precisions at once.
+    """
+    if half and int8:
+        raise ConfigError(
+            "both half=true and int8=true",
+            expected="one precision",
+            remedy="leave one out, and run again for the other",
+        )
+    return "fp16" if half else "int8" if int8 else "fp32"
+
+
 def variants(formats: Sequence[str], precisions: Sequence[str], *, imgsz_px: int) -> list[Variant]:
     """Return every precision of every format.
 

@@ -35,7 +35,7 @@ from yolo_prune.hosts.ultralytics.checkpoints import read_deployable, task_of
 from yolo_prune.hosts.ultralytics.evaluation import drawn_files, image_files
 from yolo_prune.hosts.ultralytics.export import ExportFormat, export_model, require_packages
 from yolo_prune.hosts.ultralytics.inference import task_rows
-from yolo_prune.pipeline.artefacts import SUFFIXES
+from yolo_prune.pipeline.artefacts import SUFFIXES, precision_of
 from yolo_prune.report import render
 
 Image = NDArray[np.uint8]
@@ -135,8 +135,7 @@ def _check(config: BundleConfig) -> None:
     require_choice("target", config.target, TARGETS)
     require_least(config, images=1, calibration=1)
     refuse_existing(Path(config.out))
-    if config.half and config.int8:
-        raise ConfigError("half=true with int8=true", expected="one of them", remedy="leave one out")
+    precision_of(half=config.half, int8=config.int8)
     if config.int8 and not (TARGETS[config.target].engine and config.data):
         raise ConfigError(
             f"int8=true with target={config.target} and data={config.data or 'not set'}",
@@ -150,7 +149,7 @@ def _check(config: BundleConfig) -> None:
 def _engine_precision(config: BundleConfig) -> str | None:
     if not TARGETS[config.target].engine:
         return None
-    return "int8" if config.int8 else "fp16" if config.half else "fp32"
+    return precision_of(half=config.half, int8=config.int8)
 
 
 def _reference_images(config: BundleConfig) -> list[Image]:

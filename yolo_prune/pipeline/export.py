@@ -20,6 +20,7 @@ from yolo_prune.pipeline.artefacts import (
     Variant,
     calibration_inputs,
     export_proved,
+    precision_of,
     sample_images,
 )
 from yolo_prune.report import render
@@ -59,18 +60,8 @@ class ExportConfig:
     json: str | None = json_setting("the parity figures")
 
     def precision(self) -> Precision:
-        """Return how the artefacts store their weights.
-
-        Raises:
-            ConfigError: Two precisions at once.
-        """
-        if self.half and self.int8:
-            raise ConfigError(
-                "both half=true and int8=true",
-                expected="one precision",
-                remedy="export twice: the artefacts have different names",
-            )
-        return "fp16" if self.half else "int8" if self.int8 else "fp32"
+        """Return how the artefacts store their weights; see `precision_of`."""
+        return precision_of(half=self.half, int8=self.int8)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,6 @@ from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.pipeline.artefacts import (
-    FAILED,
     Variant,
     calibration_inputs,
     export_proved,
@@ -186,9 +185,8 @@ class _Run:
 
         def work() -> dict[str, Any]:
             source, folder = self._named_copy(name), self.folder / "exports"
-            out = self._fresh(variant.path(folder, name))
-            for suffix in (FAILED, f"{FAILED}.json"):
-                self._fresh(out.with_name(out.name + suffix))
+            for place in variant.places(folder, name):
+                self._fresh(place)
             found = export_proved(
                 read_checkpoint(source), folder, variant, data=self.data, **self._evidence(source, variant)
             )
