@@ -15,7 +15,7 @@ from yolo_prune.report.methods import TOLD
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 SHORT = {
-    "bccd": "train.epochs=1 finetune.epochs=1",
+    "bccd": "train.epochs=1 finetune.epochs=3 finetune.prune_every=1 finetune.prune_steps=2",
     "demo": "train.epochs=1 finetune.epochs=1",
     "gradual": "finetune.epochs=3 finetune.prune_every=1 finetune.prune_steps=2",
     "grafting": "train.epochs=2 finetune.epochs=3 finetune.prune_steps=2",
@@ -31,7 +31,7 @@ SMALL = "imgsz=64 formats=[onnx] runs=3 threads=1"
 TRAINING = "workers=0 plots=false verbose=false device=cpu"
 
 RECORDS = {
-    "gradual": "slim/pruning.json", "grafting": "dense/grafting.json", "resrep": "slim/resrep.json",
+    "bccd": "slim/pruning.json", "gradual": "slim/pruning.json", "grafting": "dense/grafting.json", "resrep": "slim/resrep.json",
     "shortcuts": "rewritten.pt", "slimming": "dense/sparsity.json", "stripes": "slim/stripes.json",
     "unstructured": "slim/zeros.json",
 }  # fmt: skip
