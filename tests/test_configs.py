@@ -31,9 +31,9 @@ SMALL = "imgsz=64 formats=[onnx] runs=3 threads=1"
 TRAINING = "workers=0 plots=false verbose=false device=cpu"
 
 RECORDS = {
-    "bccd": "slim/pruning.json", "gradual": "slim/pruning.json", "grafting": "dense/grafting.json", "resrep": "slim/resrep.json",
-    "shortcuts": "rewritten.pt", "slimming": "dense/sparsity.json", "stripes": "slim/stripes.json",
-    "unstructured": "slim/zeros.json",
+    "bccd": "slim/pruning.json", "gradual": "slim/pruning.json", "grafting": "dense/grafting.json",
+    "resrep": "slim/resrep.json", "shortcuts": "rewritten.pt", "slimming": "dense/sparsity.json",
+    "stripes": "slim/stripes.json", "unstructured": "slim/zeros.json",
 }  # fmt: skip
 """What only its method leaves."""
 

@@ -161,12 +161,16 @@ def test_what_is_pruned_may_be_rewritten_first(command, dense_checkpoint, tiny_d
     assert "before pruning: the rewritten form of the dense model" in page
 
 
+STEPS = {"prune_every": 1, "target_macs": 0.5}
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         ({"finetune": {"epochs": 2, "target_macs": 0.5}}, "'prune_every=' is required"),
-        ({"finetune": {"epochs": 2, "prune_every": 1, "target_macs": 0.5}}, "both `prune:` and `finetune:` prune"),
-        ({"train": {"epochs": 2, "prune_every": 1, "target_macs": 0.5}}, "`train:` prunes"),
+        ({"finetune": {"epochs": 2, **STEPS, "prune_steps": 1}}, "both `prune:` and `finetune:` prune"),
+        ({"prune": {}, "finetune": {"epochs": 2, **STEPS, "prune_steps": 2}}, "comes after epoch 2 of 2"),
+        ({"train": {"epochs": 2, **STEPS, "prune_steps": 1}}, "`train:` prunes"),
         ({"finetune": {"epochs": 2, "distill": "absent.pt"}}, "no file 'absent.pt'"),
         ({"rewrite": {"shortcuts": "keep"}}, "unknown shortcuts 'keep'"),
         ({"rewrite": {"out": "plain.pt"}}, "unknown key 'out'"),

@@ -133,8 +133,11 @@ def _check_training(options: Mapping[str, Any], *, refused: Set[str] = frozenset
     """Refuse training keys that are unknown, that the run sets itself, or whose value the host would refuse."""
     own = {field.name for field in fields(TrainConfig)} | {*stock_keys()}
     require_known(options, own - SET_BY_RUN - {"json"} - refused)
-    require_stock_values(split_settings(options)[1])
-    methods_of(options)
+    stock = split_settings(options)[1]
+    require_stock_values(stock)
+    for name, chosen in methods_of(options).items():
+        if not stock.get("time"):  # with it, the host decides how many epochs there are
+            METHODS[name].lasts(chosen, int({**stock_keys(), **stock}["epochs"]))
 
 
 def methods_of(options: Mapping[str, Any]) -> dict[str, Any]:
