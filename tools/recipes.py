@@ -93,6 +93,7 @@ RECIPES: dict[str, list[Step]] = {
     "gradual_taylor": [cut_in_steps(steps=5, until=0.4, criterion="taylor", **OFTEN)],
     "gradual_taylor_distilled": [cut_in_steps(steps=5, until=0.4, criterion="taylor", distill="dense", **OFTEN)],
     "gradual_taylor_global": [cut_in_steps(steps=5, until=0.4, criterion="taylor", allocation="global", **OFTEN)],
+    "gradual_fisher_global": [cut_in_steps(steps=5, until=0.4, criterion="fisher", allocation="global", **OFTEN)],
     "gradual_taylor_knapsack": [cut_in_steps(steps=5, until=0.4, criterion="taylor", allocation="knapsack", **OFTEN)],
     "plain_direct": [plain(), cut(allocation="uniform"), tune(**OFTEN)],
     "plain_sparse": [plain(), *sparse(sparsity="auto", sparsity_share=0.5)],
