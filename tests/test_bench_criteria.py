@@ -9,9 +9,8 @@ from typing import Any
 
 import bench_criteria
 import pytest
-from bench_criteria import RECORD, CriteriaConfig, CriteriaFigures, bench
+from bench_criteria import CriteriaConfig, CriteriaFigures, bench
 
-from yolo_prune.files import read_lines
 from yolo_prune.hosts.slim import MARKER
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.collection import collect_evidence
@@ -74,10 +73,6 @@ class TestFigures:
         _, row = rows([line(0.2), failed])
         assert row[5:] == ["0.200", "0.000", "cannot be", "cannot be"]
         assert CriteriaFigures(records=[failed]).table().endswith("batches=2: target_macs=0.01 cannot be reached\n")
-
-    def test_lines_that_are_older_than_the_name_are_of_yolov8n(self):
-        records = read_lines(RECORD)
-        assert {row[1] for row in rows([one for one in records if "name" not in one["cell"]])[1:]} == {"yolov8n"}
 
 
 @pytest.fixture

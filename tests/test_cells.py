@@ -10,7 +10,7 @@ import bench_criteria
 import bench_export
 import bench_recipes
 import pytest
-from cells import cell_key, completed, failures, run_missing
+from cells import cell_key, completed, data_name, failures, run_missing
 
 from yolo_prune.errors import ConfigError, InfeasibleTargetError
 from yolo_prune.files import append_line, read_lines
@@ -82,3 +82,8 @@ def test_the_cells_of_the_repository_are_not_run_again(bench, tmp_path):
     cells = [bench.Cell(**completed(one["cell"], bench.Cell)) for one in lines]
     assert lines
     assert run_missing(record, cells, refuse) == lines
+
+
+def test_a_data_set_has_one_name_wherever_its_yaml_is_named_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert data_name("data.yaml") == data_name(str(tmp_path / "data.yaml")) == tmp_path.name

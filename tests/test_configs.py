@@ -10,6 +10,9 @@ import yaml
 from checkpoint_files import save_as_host
 from resrep_cases import small_network
 
+from yolo_prune.configuration import describe
+from yolo_prune.pipeline.train_config import TrainConfig
+from yolo_prune.pipeline.training_methods import METHODS
 from yolo_prune.report.methods import TOLD
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -36,6 +39,15 @@ RECORDS = {
     "stripes": "slim/stripes.json", "unstructured": "slim/zeros.json",
 }  # fmt: skip
 """What only its method leaves."""
+
+
+def test_every_method_has_a_configuration_and_stands_in_the_help():
+    written = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in CONFIGS.glob("*.yaml")]
+    used = {part.get("method") for settings in written for part in (settings["train"], settings["finetune"])}
+    (told,) = [text for key, _, text in describe(TrainConfig) if key == "method"]
+    for name in [name for name, method in METHODS.items() if method.named]:
+        assert name in used
+        assert name in told
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ from test_training import epochs_in
 
 from yolo_prune.hosts.slim import widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
-from yolo_prune.pipeline.controls import direct_settings, smaller_keys
-from yolo_prune.pipeline.run_config import RunConfig
+from yolo_prune.pipeline.controls import smaller_keys
+from yolo_prune.pipeline.run_config import RunConfig, direct_settings
 
 
 @pytest.mark.slow

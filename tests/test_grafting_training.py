@@ -23,7 +23,7 @@ from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.grafting import grafting_options_of
 from yolo_prune.hosts.ultralytics.grafting_files import (
     epochs_done,
-    read_record,
+    grafting_record,
 )
 from yolo_prune.hosts.ultralytics.grafting_nets import require_same_shapes
 from yolo_prune.hosts.ultralytics.run_files import interrupted
@@ -72,7 +72,7 @@ def whole(tmp_path_factory, slim_checkpoint, tiny_data, trained):
 @pytest.mark.slow
 class TestSeveralNetworks:
     def test_a_slim_start_ends_with_the_best_of_them(self, whole, slim_checkpoint):
-        record = read_record(whole)
+        record = grafting_record(whole)
         assert list(record["nets"].values()) == [{"seed": 0, "lr_factor": 0.5}, {"seed": 1, "lr_factor": 1.0}]
         assert [row["epoch"] for row in record["epochs"]] == [1, 2]
         for row in record["epochs"]:
@@ -147,7 +147,7 @@ class TestSeveralNetworks:
         assert f"best checkpoint: {tmp_path / 'a' / 'weights' / 'best.pt'}" in outcome.out
         for path in ("weights/best.pt", "net1/weights/last.pt", "net2/weights/last.pt", "net2/weights/best.pt"):
             assert_equal_weights(tmp_path / "a" / path, whole / path)
-        found, expected = read_record(tmp_path / "a"), read_record(whole)
+        found, expected = grafting_record(tmp_path / "a"), grafting_record(whole)
         assert found == expected
 
     def test_killed_between_two_saves_all_go_on_from_the_same_epoch(
@@ -170,7 +170,7 @@ class TestSeveralNetworks:
         assert [epochs_done(net) for net in nets] == [2, 1]
         assert command("train", f"model={last}", "resume=true").code == 0
         assert [epochs_in(net) for net in nets] == [[1, 2], [1, 2]]
-        record = read_record(folder)
+        record = grafting_record(folder)
         assert [row["epoch"] for row in record["epochs"]] == [1, 2]
         assert set(record["fitness"]) == {"net1", "net2"}
         assert interrupted(folder) == "finished"

@@ -32,9 +32,10 @@ def install(site: Path, point: str, *, name: str = "outside") -> Path:
     return site
 
 
-def test_a_criterion_of_another_package_prunes(desk: Path, dense: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("consumers=true",)], ids=["alone", "consumers"])
+def test_a_criterion_of_another_package_prunes(desk: Path, dense: Path, more: tuple[str, ...]) -> None:
     site = install(desk / "site", "smallest = outside:SMALLEST")
-    words = ("prune", f"model={dense}", "target_macs=0.5", "criterion=smallest", "out=slim.pt")
+    words = ("prune", f"model={dense}", "target_macs=0.5", "criterion=smallest", "out=slim.pt", *more)
     outcome = subprocess.run(
         [sys.executable, "-m", "yolo_prune", *words],
         env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=False,

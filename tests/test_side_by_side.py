@@ -17,9 +17,9 @@ from yolo_prune.hosts.ultralytics.grafting_files import (
     forget_nets,
     forget_previous,
     go_back,
+    grafting_record,
     keep_previous,
     note_epoch,
-    read_record,
     state_of_nets,
     write_record,
 )
@@ -183,13 +183,13 @@ class TestFilesOfSeveralNetworks:
         assert interrupted(tmp_path) == "finished"
         assert state_of_nets(nets[0]) is None
         forget_run(tmp_path)
-        assert read_record(tmp_path) is None
+        assert grafting_record(tmp_path) is None
 
     def test_an_epoch_that_is_done_again_is_noted_once(self, tmp_path):
         write_record(tmp_path, {"epochs": []})
         for epoch in (1, 2, 3, 2):
             note_epoch(tmp_path, epoch, epoch)
-        assert [row["epoch"] for row in read_record(tmp_path)["epochs"]] == [1, 2]
+        assert [row["epoch"] for row in grafting_record(tmp_path)["epochs"]] == [1, 2]
 
     def test_a_damaged_record(self, tmp_path):
         (tmp_path / "grafting.json").write_text("{")

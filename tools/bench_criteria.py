@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import completed, failures, run_missing
+from cells import data_name, failures, run_missing
 from recipe_figures import spread
 
 from yolo_prune.allocation import PATHS
@@ -61,12 +61,11 @@ class CriteriaConfig:
 class Cell:
     """One experiment.
 
-    `model` is the start of the checkpoint's SHA-256, `name` what the checkpoints of all seeds are called. Lines that
-    are older than that name are of yolov8n.
+    `model` is the start of the checkpoint's SHA-256, `name` what the checkpoints of all seeds are called.
     """
 
     model: str
-    name: str = "yolov8n"
+    name: str
     criterion: str
     allocation: str
     budget: float
@@ -93,7 +92,7 @@ class CriteriaFigures:
         Seeds of one name share a row: the mean, with the lowest and highest, and the number of seeds where a budget
         has fewer than the row. Below them stands why some cannot be.
         """
-        records = [{**record, "cell": completed(record["cell"], Cell)} for record in self.records]
+        records = self.records
         budgets = sorted({record["cell"]["budget"] for record in records}, reverse=True)
         several = _several([record["cell"] for record in records])
         groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -164,7 +163,7 @@ def bench(config: CriteriaConfig) -> CriteriaFigures:
     cells = [
         Cell(
             model=sha256(Path(config.model))[:12], name=name, criterion=criterion, allocation=allocation, budget=budget,
-            seed=config.seed, data=Path(config.data).parent.name, imgsz_px=config.imgsz, batch=config.batch,
+            seed=config.seed, data=data_name(config.data), imgsz_px=config.imgsz, batch=config.batch,
             batches=config.batches,
         )
         for budget in config.budgets

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from cells import run_missing
+from cells import data_name, run_missing
 
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
@@ -140,7 +140,7 @@ def bench(config: ExportBenchConfig) -> ExportFigures:
     models = {read_checkpoint(Path(model)).sha256[:12]: Path(model) for model in config.models}
     cells = [
         Cell(
-            model=path.stem, sha256=digest, data=Path(config.data).resolve().parent.name, split=config.split,
+            model=path.stem, sha256=digest, data=data_name(config.data), split=config.split,
             imgsz_px=config.imgsz, format=name, precision=precision, images=config.images,
             calibration=config.calibration if precision == "int8" else 0,
         )

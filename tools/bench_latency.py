@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_recipes import TRAINING
-from cells import cell_key, failures, run_missing
+from cells import cell_key, data_name, failures, run_missing
 from recipes import OFTEN
 
 from yolo_prune.allocation import PATHS
@@ -151,7 +151,7 @@ def bench(config: LatencyConfig) -> LatencyFigures:
         require_split(Path(config.data), split)
     cells = [
         Cell(
-            model=sha256(Path(config.model))[:12], data=Path(config.data).parent.name, backend=backend,
+            model=sha256(Path(config.model))[:12], data=data_name(config.data), backend=backend,
             imgsz_px=imgsz, threads=config.threads, target=target, allocation=config.allocation,
             criterion=config.criterion, epochs=config.epochs, seed=config.seed, candidates=config.candidates,
             runs=config.runs, batch=config.batch,

@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from bench_recipes import TRAINING
-from cells import run_missing
+from cells import data_name, run_missing
 from measured_job import outcome_of
 from peer_cut import CutJob
 from peer_figures import ORDER, PeerFigures
@@ -308,7 +308,7 @@ def bench(config: PeersConfig) -> PeerFigures:
     read_checkpoint(Path(config.model))
     experiments = [
         Experiment(
-            budget=budget, seed=seed, data=Path(config.data).resolve().parent.name, model=Path(config.model).stem,
+            budget=budget, seed=seed, data=data_name(config.data), model=Path(config.model).stem,
             imgsz_px=config.imgsz, batch=config.batch, dense_epochs=config.dense_epochs, epochs=config.epochs,
         )
         for seed in config.seeds

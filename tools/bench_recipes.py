@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cells import run_missing
+from cells import data_name, run_missing
 from races import DENSE, Race, race, record_of_races
 from recipe_figures import Cells
 from recipes import CONTROLS, RECIPES, Step
@@ -38,7 +38,7 @@ from yolo_prune.files import new_file, sha256
 from yolo_prune.hosts.slim import MARKER
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
-from yolo_prune.hosts.ultralytics.grafting_files import read_record
+from yolo_prune.hosts.ultralytics.grafting_files import grafting_record
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.pipeline.artefacts import BACKENDS, Variant, export_one
 from yolo_prune.pipeline.prune import prune
@@ -133,7 +133,7 @@ def bench(config: RecipesConfig) -> Cells:
         require_split(Path(config.data), split)
     cells = [
         Cell(
-            recipe=recipe, budget=1.0 if recipe in CONTROLS else budget, seed=seed, data=Path(config.data).parent.name,
+            recipe=recipe, budget=1.0 if recipe in CONTROLS else budget, seed=seed, data=data_name(config.data),
             model=Path(config.model).stem, imgsz_px=config.imgsz, batch=config.batch,
             dense_epochs=config.dense_epochs, epochs=config.epochs,
         )
@@ -348,7 +348,7 @@ def _macs(checkpoint: Path, imgsz_px: int) -> float:
 
 def _curve(folder: Path) -> list[float]:
     """Return mAP50-95 on val after each epoch, as the host wrote it down; of several networks, the best one's."""
-    grafted = read_record(folder)
+    grafted = grafting_record(folder)
     results = folder / (grafted["best"] if grafted and grafted["nets"] else "") / "results.csv"
     with results.open(newline="", encoding="utf-8") as stream:
         rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(stream)]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_recipes import TRAINING
-from cells import cell_key, run_missing
+from cells import cell_key, data_name, run_missing
 from recipes import OFTEN
 from search_figures import SearchFigures
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -139,7 +139,7 @@ def bench(config: SearchBenchConfig) -> SearchFigures:
 
 def _cell(config: SearchBenchConfig, criterion: str, number: int) -> Cell:
     return Cell(
-        model=sha256(Path(config.model))[:12], data=Path(config.data).parent.name, criterion=criterion, number=number,
+        model=sha256(Path(config.model))[:12], data=data_name(config.data), criterion=criterion, number=number,
         target_macs=config.target_macs, largest=config.largest, epochs=config.epochs, batches=config.batches,
         seed=config.seed, imgsz_px=config.imgsz, batch=config.batch,
     )  # fmt: skip

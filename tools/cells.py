@@ -57,6 +57,11 @@ def completed(recorded: Mapping[str, Any], kind: type) -> dict[str, Any]:
     return {**_as_read_back(defaults), **recorded}
 
 
+def data_name(data: str) -> str:
+    """Return what a record calls a data set: the folder of its yaml, from wherever that is named."""
+    return Path(data).resolve().parent.name
+
+
 def cell_key(cell: Any) -> str:
     """Return a short name for a cell: another value of any field gives another one."""
     return hashlib.sha256(json.dumps(dataclasses.asdict(cell)).encode()).hexdigest()[:8]

@@ -56,12 +56,14 @@ class FilterCriterion:
         value: From a float32 matrix of shape (filters, numbers per filter) to one score per filter.
         normalization: What makes the scores of different weights comparable.
         needs: Nothing but weights.
+        by_filters: Whether it scores slices of weights, so that it can score those that read a channel as well.
     """
 
     name: str
     value: Callable[[Tensor], Tensor]
     normalization: Normalization = "mean"
     needs: frozenset[Need] = frozenset()
+    by_filters: bool = True
 
     def score(self, graph: ChannelGraph, evidence: Evidence) -> Iterator[tuple[AxisKey, FloatArray]]:
         """Yield the scores of the filters of every weight."""

@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import get_args
 
 from yolo_prune.errors import ConfigError
-from yolo_prune.importance import BUILT_IN, Criterion, FilterCriterion, LossChange, Normalization
+from yolo_prune.importance import BUILT_IN, Criterion, Normalization
 from yolo_prune.importance.evidence import Need
 
 NORMALIZATIONS, NEEDS = get_args(Normalization), set(get_args(Need))
@@ -69,5 +69,5 @@ def _owner(point: EntryPoint) -> str:
 CRITERIA: Mapping[str, Criterion] = {**BUILT_IN, **plugged_criteria(taken=BUILT_IN)}
 """Every criterion by the name that the user types."""
 
-BY_FILTERS = frozenset(name for name, one in CRITERIA.items() if isinstance(one, (FilterCriterion, LossChange)))
+BY_FILTERS = frozenset(name for name, one in CRITERIA.items() if getattr(one, "by_filters", False))
 """Criteria that score the filters of weights, and so can score the slices that read them as well."""

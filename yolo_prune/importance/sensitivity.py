@@ -30,12 +30,14 @@ class LossChange:
         order: Of the expansion.
         normalization: None is needed.
         needs: Gradients.
+        by_filters: See `FilterCriterion`.
     """
 
     name: str
     order: Literal[1, 2]
     normalization: Normalization = "none"
     needs: frozenset[Need] = GRADIENTS
+    by_filters: bool = True
 
     def score(self, graph: ChannelGraph, evidence: Evidence) -> Iterator[tuple[AxisKey, FloatArray]]:
         """Yield the sum of every filter."""

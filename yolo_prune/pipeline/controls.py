@@ -8,9 +8,9 @@ and the slim model together, which is the real rival.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from yolo_prune.hosts.slim import MARKER, ZEROS, write_checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
@@ -18,14 +18,10 @@ from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.hosts.ultralytics.trainer import reset_weights
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
+from yolo_prune.pipeline.run_config import RunConfig, direct_settings
 from yolo_prune.pipeline.stages import Stages
 from yolo_prune.pipeline.train import split_settings
 from yolo_prune.plan import cost_at
-
-if TYPE_CHECKING:
-    from yolo_prune.pipeline.run_config import RunConfig
-
-TARGETS = ("target_macs", "target_params", "target_latency")
 
 
 def names_of(config: RunConfig) -> list[str]:
@@ -49,14 +45,6 @@ def smaller_keys(config: RunConfig) -> dict[str, Any]:
     own = [settings for settings in (config.train, config.finetune) if settings.get("epochs")]
     epochs = sum(int(settings["epochs"]) for settings in own)
     return {**split_settings(own[0] if own else config.finetune)[1], **({"epochs": epochs} if own else {})}
-
-
-def direct_settings(config: RunConfig, target: float) -> RunConfig:
-    """Return the settings of a run whose prune stage is the direct control, for a fraction of the MACs."""
-    direct = dict(config.direct or {})
-    if not any(direct.get(key) for key in TARGETS):
-        direct["target_macs"] = target
-    return replace(config, prune=direct)
 
 
 class Controls:

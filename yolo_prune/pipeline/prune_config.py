@@ -62,6 +62,9 @@ class PruneConfig:
 ROUND_TO = 8
 """Widths are multiples of this unless something else is known; most kernels like it."""
 
+UNITS = ("macs", "params", "latency")
+"""What `target_macs=` and its siblings are fractions of."""
+
 CHOICES = ("target_macs", "target_params", "target_latency", "profile", "criterion", "allocation", "reduction",
            "consumers", "normalization", "seed", "min_channels", "max_fraction", "round_to", "attention", "batches",
            "ratios", "sensitivity")  # fmt: skip
@@ -120,7 +123,7 @@ def choices(config: PruneConfig) -> Choices:
         )
     require_least(config, seed=0)
     require_choice("attention", config.attention, ATTENTION)
-    targets = {"macs": config.target_macs, "params": config.target_params, "latency": config.target_latency}
+    targets = {unit: getattr(config, f"target_{unit}") for unit in UNITS}
     given = {unit: ratio for unit, ratio in targets.items() if ratio is not None}
     if len(given) > 1 or not (given or config.ratios):
         raise ConfigError(

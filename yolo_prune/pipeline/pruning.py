@@ -80,7 +80,8 @@ class PruneResult:
         """Say what folding did, after the proof, and where it is an approximation."""
         if self.folding is None:
             return ""
-        exact, border, skipped = (len(paths) for paths in vars(self.folding).values())
+        fold = self.folding
+        exact, border, skipped = len(fold.exact), len(fold.at_border), len(fold.skipped)
         return (
             f"folded constants of removed channels into {exact + border} layers after the proof: exact in {exact}, "
             f"inexact at the border of {border} padded ones; {skipped} could not take them\n"
@@ -155,7 +156,7 @@ def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
     proof = host.verifier(source.model, graph).verify(slim, keep).require()
     folding = None
     if config.fold:
-        folding = fold_constants(source.model, slim, graph, keep, _fold_example(graph, source.model))
+        folding = fold_constants(source.model, slim, graph, keep, _fold_example(graph))
     batches = host.recalibrate(slim, config, plan.imgsz_px) if config.recalibrate and host.recalibrate else 0
     # Selected weights keep their type; folded ones are new numbers and would lose digits in half precision.
     dtype = torch.float32 if config.fold else source.stored_dtype
@@ -224,8 +225,7 @@ def make_plan(
     return plan_from_keep(graph, keep, source_sha256=source.sha256, imgsz_px=config.imgsz, choice=choice), outcome
 
 
-def _fold_example(graph: ChannelGraph, model: nn.Module) -> torch.Tensor:
+def _fold_example(graph: ChannelGraph) -> torch.Tensor:
     """Return a random image four times the traced one's side, so that most positions lie away from borders."""
     side = 4 * graph.cost.imgsz_px
-    channels = next(module for module in model.modules() if isinstance(module, nn.Conv2d)).in_channels
-    return torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0))
+    return torch.rand(1, graph.image_channels, side, side, generator=torch.Generator().manual_seed(0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,8 @@ from yolo_prune.pipeline.artefacts import (
     variants,
 )
 from yolo_prune.pipeline.benchmark import RUNS, THREADS
-from yolo_prune.pipeline.controls import direct_settings
 from yolo_prune.pipeline.export import CALIBRATION
-from yolo_prune.pipeline.prune_config import PruneConfig, choices, require_settings
+from yolo_prune.pipeline.prune_config import UNITS, PruneConfig, choices, require_settings
 from yolo_prune.pipeline.rewrite import SHORTCUTS, RewriteConfig
 from yolo_prune.pipeline.train import split_settings
 from yolo_prune.pipeline.train_config import TrainConfig
@@ -165,3 +164,11 @@ def prune_settings(config: RunConfig, *, model: str, out: str) -> PruneConfig:
     looks = (criterion and criterion.needs) or config.prune.get("recalibrate")
     data = {"data": config.data} if looks else {}
     return structured(PruneConfig, {"imgsz": config.imgsz, **data, **config.prune, "model": model, "out": out})
+
+
+def direct_settings(config: RunConfig, target: float) -> RunConfig:
+    """Return the settings of a run whose prune stage is the direct control, for a fraction of the MACs."""
+    direct = dict(config.direct or {})
+    if not any(direct.get(f"target_{unit}") for unit in UNITS):
+        direct["target_macs"] = target
+    return replace(config, prune=direct)

@@ -18,7 +18,7 @@ from yolo_prune.hosts.ultralytics.gradual import GradualPruning, gradual_options
 from yolo_prune.hosts.ultralytics.grafting import GraftingTraining, grafting_options_of
 from yolo_prune.hosts.ultralytics.grafting_nets import train_nets
 from yolo_prune.hosts.ultralytics.resrep import ResRepTraining, resrep_options_of
-from yolo_prune.hosts.ultralytics.sparsity import SparsityTraining, options_of
+from yolo_prune.hosts.ultralytics.sparsity import SparsityTraining, sparsity_options_of
 from yolo_prune.hosts.ultralytics.stripe_layers import striped_paths
 from yolo_prune.hosts.ultralytics.stripes import StripeTraining, stripe_options_of
 from yolo_prune.hosts.ultralytics.unstructured import UnstructuredPruning, target_layers, unstructured_options_of
@@ -84,7 +84,7 @@ METHODS: dict[str, Method] = {
     ),
     "sparsity": Method(
         asked=sparsity_options,
-        known=options_of,
+        known=sparsity_options_of,
         training=lambda options: SparsityTraining(options, draw=draw_scales),
         needs_sgd=lambda options: options.mode == "subgradient",
     ),

@@ -61,18 +61,17 @@ class Plot:
 
 
 @contextlib.contextmanager
-def drawing(plot: Plot, *, rows: int = 1, columns: int = 1, size: tuple[float, float]) -> Iterator[list[Axes]]:
+def drawing(plot: Plot, *, columns: int = 1, size: tuple[float, float]) -> Iterator[list[Axes]]:
     """Yield axes to draw on; at the end `plot` holds the drawing.
 
     Args:
         plot: The plot.
-        rows: Of panels.
-        columns: Of panels.
+        columns: Of panels, side by side.
         size: Width and height in inches.
     """
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are typed as literals
         figure = Figure(figsize=size, layout="constrained")  # without the global state of pyplot
-        panels = figure.subplots(rows, columns, squeeze=False)
+        panels = figure.subplots(1, columns, squeeze=False)
         yield list(panels.flat)
         stream = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

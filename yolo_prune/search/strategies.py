@@ -120,5 +120,5 @@ def _optuna() -> Any:
     return optuna
 
 
-STRATEGIES: dict[str, type[RandomSearch] | type[InformedSearch]] = {"random": RandomSearch, "informed": InformedSearch}
+STRATEGIES: dict[str, type[Strategy]] = {"random": RandomSearch, "informed": InformedSearch}
 """Every strategy by the name that the user types."""

@@ -23,6 +23,7 @@ from yolo_prune.hosts.ultralytics.distillation import distilled_by, optimized_pa
 from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.records import FILES
 from yolo_prune.hosts.ultralytics.refusals import require_plain
+from yolo_prune.hosts.ultralytics.run_files import forget_best
 from yolo_prune.hosts.ultralytics.surgery import slim_copy, trace_model, verifier
 from yolo_prune.hosts.ultralytics.trainer import warn_of_few_steps
 from yolo_prune.importance import FloatArray
@@ -235,9 +236,7 @@ def _replace(
     network_of(trainer.ema.ema).load_state_dict(slim_average.to(trainer.device).state_dict())
     if trainer.model is not slim:
         trainer.ema.ema.projector.load_state_dict(projectors(before.ema, graph, keep))
-    # What was best until now is a larger network: the best of the slim ones shall be kept.
-    trainer.best_fitness = None
-    trainer.stopper.best_fitness, trainer.stopper.best_epoch = 0.0, trainer.epoch
+    forget_best(trainer)
     if isinstance(wrapper, nn.parallel.DistributedDataParallel):  # several GPUs: as the host wraps it
         unsynced: dict[str, Any] = {"forward_sync_buffers" if TORCH_2_13 else "broadcast_buffers": False}
         trainer.model = nn.parallel.DistributedDataParallel(

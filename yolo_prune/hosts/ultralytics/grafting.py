@@ -15,7 +15,7 @@ from ultralytics.utils import LOGGER, RANK
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import from_record
-from yolo_prune.hosts.ultralytics.grafting_files import RECORD, note_epoch, read_record, run_folder, write_record
+from yolo_prune.hosts.ultralytics.grafting_files import RECORD, grafting_record, note_epoch, run_folder, write_record
 from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.refusals import require_plain
 from yolo_prune.hosts.ultralytics.surgery import trace_model
@@ -76,7 +76,7 @@ class GraftingTraining:
         """
         require_plain(vars(trainer.args), "method=grafting")
         self._layers = filter_layers(network_of(trainer.model), trained_layers(trainer))
-        if RANK in {-1, 0} and not (trainer.resume and read_record(trainer.save_dir)):
+        if RANK in {-1, 0} and not (trainer.resume and grafting_record(trainer.save_dir)):
             write_record(trainer.save_dir, new_record(self.options))
 
     def begin_epoch(self, trainer: Any) -> None:

@@ -24,7 +24,7 @@ CHECKPOINTS = ("last", "best")
 """Names of a network's checkpoints in the order in which they are kept; they are restored in the other one."""
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def grafting_record(folder: Path) -> dict[str, Any] | None:
     """Return the record in a folder; None without one.
 
     Raises:
@@ -40,14 +40,14 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 def note_epoch(folder: Path, epoch: int, grafted: Any) -> None:
     """Add to the record what was grafted after an epoch, counted from 1; what a resumed run repeats is replaced."""
-    record = read_record(folder) or {}
+    record = grafting_record(folder) or {}
     done = [row for row in record["epochs"] if row["epoch"] < epoch]
     write_record(folder, {**record, "epochs": [*done, {"epoch": epoch, "grafted": grafted}]})
 
 
 def run_folder(folder: Path) -> Path:
     """Return the folder of the run that a network's folder belongs to; the folder itself where it is no such."""
-    record = read_record(folder.parent)
+    record = grafting_record(folder.parent)
     return folder.parent if record is not None and folder.name in record["nets"] else folder
 
 
@@ -97,7 +97,7 @@ def forget_nets(folder: Path, nets: Sequence[Path]) -> None:
 
 def state_of_nets(folder: Path) -> Literal["nothing", "resumable", "finished"] | None:
     """Say what a run of several networks left in its folder; None where there is no such run."""
-    record = read_record(folder)
+    record = grafting_record(folder)
     if record is None or not record["nets"]:
         return None
     if (folder / "weights" / "best.pt").is_file():
@@ -107,7 +107,7 @@ def state_of_nets(folder: Path) -> Literal["nothing", "resumable", "finished"] |
 
 def first_net(folder: Path) -> Path | None:
     """Return the folder of the first network of a run of several; None where there is no such run."""
-    record = read_record(folder)
+    record = grafting_record(folder)
     return folder / next(iter(record["nets"])) if record is not None and record["nets"] else None
 
 

@@ -31,9 +31,9 @@ from yolo_prune.hosts.ultralytics.grafting_files import (
     forget_nets,
     forget_previous,
     go_back,
+    grafting_record,
     keep_previous,
     note_epoch,
-    read_record,
     run_folder,
     state_of_nets,
     write_record,
@@ -192,7 +192,7 @@ class NetsTraining:
         """Give the run the best checkpoint of its best network, and say which one it is."""
         fitness = {name: _fitness_in(path) for name, path in zip(self.names, bests, strict=True)}
         name = max(fitness, key=lambda name: fitness[name])
-        write_record(self.folder, {**(read_record(self.folder) or {}), "fitness": fitness, "best": name})
+        write_record(self.folder, {**(grafting_record(self.folder) or {}), "fitness": fitness, "best": name})
         best = self.folder / "weights" / "best.pt"
         with new_file(best, replace=True) as temporary:
             temporary.write_bytes(bests[self.names.index(name)].read_bytes())

@@ -30,6 +30,7 @@ from yolo_prune.hosts.ultralytics.compactors import (
 from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.refusals import require_plain
 from yolo_prune.hosts.ultralytics.resrep_conversion import NAME, RECORD, convert_run
+from yolo_prune.hosts.ultralytics.run_files import forget_best
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.hosts.ultralytics.trainer import BEFORE_FINAL_EVAL, MODEL_SETUP, OPTIMIZER_BUILT
 from yolo_prune.methods.resrep.forgetting import KEPT_STRENGTH, PARAM_GROUP, Forgetting, give_own_group, masked_channels
@@ -172,8 +173,7 @@ class ResRepTraining:
         forgetting.end()
         forgetting.carry(compactor_weights(trainer.ema.ema, self._targets))
         if not self._gone:
-            trainer.best_fitness = None
-            trainer.stopper.best_fitness, trainer.stopper.best_epoch = 0.0, trainer.epoch
+            forget_best(trainer)
         self._gone = forgetting.gone
         state = {"settled": forgetting.settled, "strength": forgetting.strength, "gone": self._gone}
         for model in (network_of(trainer.model), network_of(trainer.ema.ema)):

@@ -36,6 +36,12 @@ def forget_run(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
+def forget_best(trainer: Any) -> None:
+    """Let a training look for its best checkpoint anew: what was best until now is a larger network."""
+    trainer.best_fitness = None
+    trainer.stopper.best_fitness, trainer.stopper.best_epoch = 0.0, trainer.epoch
+
+
 def renew_best(last: Path, best: Path, *, structure: Callable[[nn.Module], Any] = widths) -> None:
     """Replace a best checkpoint of other widths, or of another structure, than the last one by that.
 

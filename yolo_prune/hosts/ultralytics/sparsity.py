@@ -16,7 +16,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.importance.base import FloatArray
-from yolo_prune.methods.slimming.course import PICTURE, RECORD, SparsityCourse, read_record
+from yolo_prune.methods.slimming.course import PICTURE, RECORD, SparsityCourse, sparsity_record
 from yolo_prune.methods.slimming.penalty import penalised_channels
 from yolo_prune.methods.slimming.strength import Sparsity
 from yolo_prune.methods.steps import learning_rates
@@ -152,13 +152,13 @@ def groups_in(graph: ChannelGraph, network: Any, scope: tuple[Scope, ...]) -> li
     return [index for index in graph.free_groups() if part(graph.groups[index].name) in scope]
 
 
-def options_of(folder: Path) -> SparsityOptions | None:
+def sparsity_options_of(folder: Path) -> SparsityOptions | None:
     """Return how the scales of a run in a folder are penalised; None if they are not.
 
     Raises:
         ConfigError: The record is damaged.
     """
-    record = read_record(folder)
+    record = sparsity_record(folder)
     if record is None:
         return None
     options = record["options"]

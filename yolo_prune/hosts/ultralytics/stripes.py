@@ -17,7 +17,7 @@ from yolo_prune.hosts.slim import UNFINISHED, mark
 from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.records import FILES
 from yolo_prune.hosts.ultralytics.refusals import require_plain
-from yolo_prune.hosts.ultralytics.run_files import renew_best
+from yolo_prune.hosts.ultralytics.run_files import forget_best, renew_best
 from yolo_prune.hosts.ultralytics.stripe_layers import METHOD, StripePrices, dead_stripes, layers_of, striped_paths
 from yolo_prune.hosts.ultralytics.stripes_finish import finish_run
 from yolo_prune.hosts.ultralytics.trainer import BEFORE_FINAL_EVAL, MODEL_SETUP, OPTIMIZER_BUILT
@@ -134,8 +134,7 @@ class StripeTraining:
             steps.carry({path: average[path] for path in steps.layers})
         done = [epoch for epoch in self._epochs if epoch["epoch"] <= trainer.epoch]  # the host may repeat an epoch
         if dead > (done[-1]["dead"] if done else 0):
-            trainer.best_fitness = None
-            trainer.stopper.best_fitness, trainer.stopper.best_epoch = 0.0, trainer.epoch
+            forget_best(trainer)
         now = {"epoch": trainer.epoch + 1, "strength": steps.strength, "dead": dead, "kept_macs": self._kept()}
         self._epochs = [*done, now]
         self._write(trainer)

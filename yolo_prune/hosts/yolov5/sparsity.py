@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from yolo_prune.hosts.yolov5.surgery import trace_model
-from yolo_prune.methods.slimming.course import SparsityCourse, read_record
+from yolo_prune.methods.slimming.course import SparsityCourse, sparsity_record
 from yolo_prune.methods.slimming.penalty import penalised_channels
 from yolo_prune.methods.slimming.strength import Sparsity
 from yolo_prune.methods.steps import learning_rates
@@ -101,5 +101,5 @@ def sparsity_in(folder: Path) -> Sparsity | None:
     Raises:
         ConfigError: The record is damaged.
     """
-    record = read_record(folder)
+    record = sparsity_record(folder)
     return None if record is None else Sparsity(**record["options"])

@@ -24,7 +24,7 @@ from yolo_prune.hosts.yolov5.reading import load
 from yolo_prune.hosts.yolov5.scripts import prepared
 from yolo_prune.hosts.yolov5.source import Classic
 from yolo_prune.hosts.yolov5.sparsity import SparsityRun, sparsity_in
-from yolo_prune.methods.slimming.course import PICTURE, forget_record, read_record
+from yolo_prune.methods.slimming.course import PICTURE, forget_record, sparsity_record
 from yolo_prune.methods.slimming.strength import Sparsity
 
 Draw: TypeAlias = Callable[[dict[str, Any], Path], None]
@@ -101,7 +101,7 @@ class _Training:
         names = {"Model": self.model, "smart_optimizer": self.smart_optimizer, "ModelEMA": average}
         with replaced(self._script, create_dataloader=self.create_dataloader, **names):
             results = self._train(hyp, opt, device, callbacks)
-        record = read_record(self.folder) if self._run and self._is_first() else None
+        record = sparsity_record(self.folder) if self._run and self._is_first() else None
         if record and self._draw and not opt.noplots:
             self._draw(record, self.folder / PICTURE)
         return results

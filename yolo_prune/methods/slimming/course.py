@@ -86,7 +86,7 @@ class SparsityCourse:
         Raises:
             ConfigError: The record is damaged.
         """
-        record = read_record(self._folder) if done else None
+        record = sparsity_record(self._folder) if done else None
         if record is None:
             scales = self._scales()[self.penalty.chosen]
             self._below, self._largest = SILENT * float(np.median(scales)), float(scales.max())
@@ -203,7 +203,7 @@ def forget_record(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def sparsity_record(folder: Path) -> dict[str, Any] | None:
     """Return what a run's folder tells of its sparsity training; None where it tells nothing.
 
     Raises:
