@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from yolo_prune.allocation import ATTENTION, PATHS, Allocation, Budget, Constraints
 from yolo_prune.allocation.budget import require_ratio
@@ -123,22 +125,13 @@ def choices(config: PruneConfig) -> Choices:
         )
     require_least(config, seed=0)
     require_choice("attention", config.attention, ATTENTION)
-    targets = {unit: getattr(config, f"target_{unit}") for unit in UNITS}
-    given = {unit: ratio for unit, ratio in targets.items() if ratio is not None}
-    if len(given) > 1 or not (given or config.ratios):
-        raise ConfigError(
-            f"{len(given)} targets given",
-            expected="one of target_macs=, target_params=, target_latency= (or ratios= or plan=)",
-            remedy="target_macs=0.5",
-        )
+    given = target_of(config, UNITS, instead=("ratios", "plan"))
     files = [f"{name}=" for name in ("ratios", "sensitivity") if getattr(config, name)]
     ways = [*changed(config, ("allocation",)), *files]
     if len(ways) > 1:
         raise ConfigError(" together with ".join(ways), expected="one of them: each says how many channels go where")
     profile = _profile(config)
     require_imgsz(config.imgsz)
-    for unit, ratio in given.items():
-        require_ratio(unit, ratio)
     budgets = [
         Budget(unit=unit, ratio=ratio, imgsz_px=config.imgsz)  # type: ignore[arg-type]
         for unit, ratio in given.items()
@@ -170,14 +163,55 @@ def _profile(config: PruneConfig) -> Profile | None:
         for word in changed(config, ("profile", "confirm")):
             raise ConfigError(f"{word} without target_latency=", expected="both, or neither")
         return None
-    if config.profile is None:
+    return loaded_profile(config.profile, target_latency=config.target_latency, imgsz_px=config.imgsz)
+
+
+def target_of(config: Any, units: Sequence[str], *, instead: Sequence[str] = ()) -> dict[str, float]:
+    """Return the target that settings give, a fraction by its unit; none where other settings say enough.
+
+    Args:
+        config: Settings with a field `target_UNIT` for each unit.
+        units: Some of `UNITS`.
+        instead: Names of settings that may stand in the place of a target.
+
+    Raises:
+        ConfigError: Several targets, none, or one that is no fraction.
+    """
+    ratios = {unit: getattr(config, f"target_{unit}") for unit in units}
+    given = {unit: ratio for unit, ratio in ratios.items() if ratio is not None}
+    if len(given) > 1 or not (given or any(getattr(config, name) for name in instead)):
+        others = f" (or {' or '.join(f'{name}=' for name in instead)})" if instead else ""
         raise ConfigError(
-            f"target_latency={config.target_latency} without profile=",
-            expected="profile: what `yolo-prune profile` measured on the device",
-            remedy="yolo-prune profile model=... backend=... out=profile",
+            f"{len(given)} targets given",
+            expected=f"one of {', '.join(f'target_{unit}=' for unit in units)}{others}",
+            remedy="target_macs=0.5",
         )
-    known = Profile.load(Path(config.profile))
-    known.require_side(config.imgsz)
+    for unit, ratio in given.items():
+        require_ratio(unit, ratio)
+    return given
+
+
+def loaded_profile(path: str | None, *, target_latency: float | None, imgsz_px: int) -> Profile | None:
+    """Return what predicts latencies; None where nothing asks for it.
+
+    Args:
+        path: Of what `profile` wrote.
+        target_latency: The target that needs it, if there is one.
+        imgsz_px: Image side at which it has to predict.
+
+    Raises:
+        ConfigError: The target has none, or it cannot be read or is of another image side.
+    """
+    if path is None:
+        if target_latency is not None:
+            raise ConfigError(
+                f"target_latency={target_latency} without profile=",
+                expected="profile: what `yolo-prune profile` measured on the device",
+                remedy="yolo-prune profile model=... backend=... out=profile",
+            )
+        return None
+    known = Profile.load(Path(path))
+    known.require_side(imgsz_px)
     return known
 
 

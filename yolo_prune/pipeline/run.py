@@ -229,17 +229,8 @@ class _Run:
             "parity": {name: record["parity"] for name, record in exports.items()},
             "accuracy": {name: record["accuracy"] for name, record in exports.items() if record.get("accuracy")},
             "latency_ms": {entry.name: asdict(entry.summary) for entry in report.entries},
-            "speed_up": {
-                backend: asdict(report.speed_up(f"slim_{backend}", f"dense_{backend}"))
-                for backend in ("pytorch", *(variant.label for variant in self.variants))
-            },
-            "control_speed_up": {
-                name: {
-                    backend: asdict(report.speed_up(f"{name}_{backend}", f"dense_{backend}"))
-                    for backend in ("pytorch", *(variant.label for variant in self.variants))
-                }
-                for name in self.timed[2:]
-            },
+            "speed_up": self._speed_ups(report, "slim"),
+            "control_speed_up": {name: self._speed_ups(report, name) for name in self.timed[2:]},
             "machine": asdict(report.machine),
             "version": __version__,
         }
@@ -247,6 +238,11 @@ class _Run:
         with new_file(self.folder / "summary.md", replace=True) as temporary:
             temporary.write_text(summarize(summary, markdown=True), encoding="utf-8")
         return RunResult(folder=self.folder, summary=summary)
+
+    def _speed_ups(self, report: BenchmarkReport, name: str) -> dict[str, Any]:
+        """Return how much faster a model is than the dense one, by backend."""
+        backends = ["pytorch", *(variant.label for variant in self.variants)]
+        return {one: asdict(report.speed_up(f"{name}_{one}", f"dense_{one}")) for one in backends}
 
     def _train(self, model: str, name: str, options: dict[str, Any]) -> Path:
         """Train, resuming a run that was killed; start anew where nothing can be resumed."""

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from yolo_prune.allocation import Budget
-from yolo_prune.allocation.budget import require_ratio
 from yolo_prune.allocation.latency import LatencyModel
 from yolo_prune.configuration import require_choice, require_least, setting
-from yolo_prune.errors import ConfigError
 from yolo_prune.export.profile import Profile, profile_file
 from yolo_prune.files import sha256, write_json
 from yolo_prune.pipeline.candidates import Candidates, CandidatesConfig, check
+from yolo_prune.pipeline.prune_config import loaded_profile, target_of
 from yolo_prune.plan import PrunePlan
 from yolo_prune.report import quantity, render
 from yolo_prune.search.sampling import Candidate, Sampler
@@ -130,7 +129,8 @@ def search(config: SearchConfig) -> SearchResult:
     Raises:
         YoloPruneError: Bad input, or a folder of another search; what was scored stays.
     """
-    profile = _profile(config)
+    target_of(config, ("macs", "latency"))
+    profile = loaded_profile(config.profile, target_latency=config.target_latency, imgsz_px=config.imgsz)
     constraints = check(config, profile)
     require_choice("strategy", config.strategy, STRATEGIES)
     require_least(config, candidates=1)
@@ -142,33 +142,6 @@ def search(config: SearchConfig) -> SearchResult:
         decided_by=decided_by,
     ) as candidates:  # fmt: skip
         return _searched(config, profile, candidates)
-
-
-def _profile(config: SearchConfig) -> Profile | None:
-    """Return what predicts latencies, if the settings name it; refuse targets that are none, or two.
-
-    Raises:
-        ConfigError: They are, or the profile cannot be read or is of another image side.
-    """
-    targets = {"macs": config.target_macs, "latency": config.target_latency}
-    given = {unit: ratio for unit, ratio in targets.items() if ratio is not None}
-    if len(given) != 1:
-        raise ConfigError(
-            f"{len(given)} targets given", expected="one of target_macs=, target_latency=", remedy="target_macs=0.5"
-        )
-    for unit, ratio in given.items():
-        require_ratio(unit, ratio)
-    if config.profile is None:
-        if config.target_latency is not None:
-            raise ConfigError(
-                f"target_latency={config.target_latency} without profile=",
-                expected="profile: what `yolo-prune profile` measured on the device",
-                remedy="yolo-prune profile model=... backend=... out=profile",
-            )
-        return None
-    known = Profile.load(Path(config.profile))
-    known.require_side(config.imgsz)
-    return known
 
 
 def _searched(config: SearchConfig, profile: Profile | None, candidates: Candidates) -> SearchResult:
