@@ -18,6 +18,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # processes that tests start
 os.environ.pop("ULTRALYTICS_SAFE_LOAD", None)  # the guards of yolo_prune have to hold without it
 
 ROOT = Path(__file__).resolve().parents[1]
+
+REAL_DATA = Path(os.environ.get("YOLO_PRUNE_REAL_DATA", ROOT.parent / "shared" / "data"))
+"""Real data and weights, which are no part of the project: folders `bccd`, `coco_subset` and `weights`."""
+
+NO_REAL_DATA = f"no real data and weights in '{REAL_DATA}': YOLO_PRUNE_REAL_DATA names another folder"
 sys.path[:0] = [str(ROOT / "datasets"), str(ROOT / "tools")]  # scripts, not packages
 
 import matplotlib  # noqa: E402
@@ -64,12 +69,11 @@ def network_attempts(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def shared_data():
+def real_data():
     """The folder with real data and weights."""
-    folder = ROOT.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("the real datasets and weights of ../shared/data are not here")
-    return folder
+    if not REAL_DATA.is_dir():
+        pytest.skip(NO_REAL_DATA)
+    return REAL_DATA
 
 
 @pytest.fixture(scope="session")

@@ -59,8 +59,8 @@ def test_random_plans_are_exact(classic: Classic, name: str) -> None:
 
 
 @pytest.mark.data
-def test_the_published_weights_are_pruned_exactly(classic: Classic, shared_data: Path) -> None:
-    weights = shared_data / "weights" / "yolov5n_classic_coco.pt"
+def test_the_published_weights_are_pruned_exactly(classic: Classic, real_data: Path) -> None:
+    weights = real_data / "weights" / "yolov5n_classic_coco.pt"
     proofs = proofs_of(read_checkpoint(classic, weights).model, plans=10)
     assert len(proofs) == 10
     assert all_hold(proofs)

@@ -34,9 +34,6 @@ from yolo_prune.hosts.ultralytics.inference import load_for_inference
 IMGSZ_PX = 64
 ARTEFACTS = {"onnx_file": "onnxruntime", "ncnn_folder": "ncnn", "openvino_folder": "openvino"}
 """Backend by fixture."""
-DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
-WEIGHTS = DATA / "weights" / "yolov8n_coco.pt"
-IMAGES = DATA / "bccd" / "images" / "val"
 
 
 def save_untrained(name: str, path: Path) -> Path:
@@ -242,14 +239,14 @@ class TestParity:
                 check_parity(checkpoint, checkpoint, imgsz_px=IMGSZ_PX, images=images)
 
     @pytest.mark.data
-    @pytest.mark.skipif(not WEIGHTS.is_file(), reason="needs ../shared/data/weights/yolov8n_coco.pt")
     @pytest.mark.parametrize("kind", ["onnx", "ncnn"])
-    def test_of_trained_weights_on_real_images(self, tmp_path, kind):
-        images = [cv2.imread(str(path)) for path in sorted(IMAGES.glob("*.jpg"))[:4]]
+    def test_of_trained_weights_on_real_images(self, real_data, tmp_path, kind):
+        weights = real_data / "weights" / "yolov8n_coco.pt"
+        images = [cv2.imread(str(path)) for path in sorted((real_data / "bccd" / "images" / "val").glob("*.jpg"))[:4]]
         out = export_model(
-            WEIGHTS, format=kind, imgsz_px=320, out=tmp_path / "artefact" if kind == "ncnn" else tmp_path / "a.onnx"
+            weights, format=kind, imgsz_px=320, out=tmp_path / "artefact" if kind == "ncnn" else tmp_path / "a.onnx"
         )
-        report = check_parity(WEIGHTS, out, imgsz_px=320, images=images or None).require()
+        report = check_parity(weights, out, imgsz_px=320, images=images or None).require()
         assert report.max_rel < 1e-4
 
 

@@ -176,11 +176,11 @@ def test_a_missing_package_is_named_with_the_install_line(format_name, package, 
 
 @pytest.mark.exhaustive
 @pytest.mark.data
-def test_trained_weights_find_the_same_boxes(shared_data, tmp_path):
+def test_trained_weights_find_the_same_boxes(real_data, tmp_path):
     """All formats that can be had here, on real images, with few calibration images."""
     formats = ["onnx", "openvino", *(["ncnn"] if HAVE_NCNN_TOOLS else [])]
-    data = shared_data / "coco_subset" / "data.yaml"
-    words = [f"model={shared_data / 'weights' / 'yolov8n_coco.pt'}", f"data={data}", f"out={tmp_path}", "imgsz=320"]
+    data = real_data / "coco_subset" / "data.yaml"
+    words = [f"model={real_data / 'weights' / 'yolov8n_coco.pt'}", f"data={data}", f"out={tmp_path}", "imgsz=320"]
     words += [f"format={','.join(formats)}", "int8=true", "calibration=16", "images=8", "map=false"]
     assert main(["export", *words]) == 0
     artefacts = sorted(tmp_path.iterdir())

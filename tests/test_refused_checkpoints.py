@@ -97,8 +97,8 @@ class TestCheckpoints:
         assert "best.pt" in message
 
     @pytest.mark.data
-    def test_classic_yolov5(self, shared_data, refused):
-        weights = shared_data / "weights" / "yolov5n_classic_coco.pt"
+    def test_classic_yolov5(self, real_data, refused):
+        weights = real_data / "weights" / "yolov5n_classic_coco.pt"
         assert "it names 'models.yolo." in refused("prune", f"model={weights}", *PRUNE)
 
 

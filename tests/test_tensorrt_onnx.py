@@ -156,9 +156,9 @@ class TestQuantization:
 
     @pytest.mark.data
     @pytest.mark.exhaustive
-    def test_of_trained_weights_on_real_images(self, shared_data, tmp_path):
-        weights = shared_data / "weights" / "yolov8n_coco.pt"
-        files = sorted((shared_data / "coco_subset" / "images").rglob("*.jpg"))[:24]
+    def test_of_trained_weights_on_real_images(self, real_data, tmp_path):
+        weights = real_data / "weights" / "yolov8n_coco.pt"
+        files = sorted((real_data / "coco_subset" / "images").rglob("*.jpg"))[:24]
         inputs = [letterbox(cv2.imread(str(file)), 320)[0] for file in files]
         plain = export_typed_onnx(weights, imgsz_px=320, out=tmp_path / "plain.onnx")
         quantized = export_typed_onnx(

@@ -145,8 +145,8 @@ class TestPrune:
         assert next(slim.parameters()).dtype == torch.float16
 
     @pytest.mark.data
-    def test_the_published_weights(self, tmp_path, shared_data, capsys):
-        out = pruned(shared_data / "weights" / "yolov5n_classic_coco.pt", tmp_path / "slim.pt")
+    def test_the_published_weights(self, tmp_path, real_data, capsys):
+        out = pruned(real_data / "weights" / "yolov5n_classic_coco.pt", tmp_path / "slim.pt")
         assert "verified" in capsys.readouterr().out
         assert stored(out)(torch.zeros(1, 3, 64, 64).half())[0].shape[-1] == 85
 

@@ -22,12 +22,17 @@ class Told:
         record: Name of its record in the folder of a training.
         tell: From the record to its facts and its course, which is empty where nothing is removed.
         note: What is to be known of the figures.
+        sentence: For the summary of a run whose slim model it made, with `{kept}` for the fraction of the MACs that is
+            left; empty where the plain figures say it all.
+        computed: Whether an export computes the MACs that its course counts, and no others.
     """
 
     heading: str
     record: str
     tell: Callable[[Mapping[str, Any]], tuple[Facts, Course]]
     note: str = ""
+    sentence: str = ""
+    computed: bool = True
 
 
 def _pruning(record: Mapping[str, Any]) -> tuple[Facts, Course]:
@@ -103,6 +108,9 @@ TOLD: dict[str, Told] = {
         tell=_stripes,
         note="Stripes alone are no latency: an export computes dense convolutions, zeros included. Only filters that "
         "lost every stripe are gone from it.",
+        sentence="Its living stripes are {kept:.1%} of the MACs that their training began with, which is no latency: "
+        "an export computes the dead ones, too.",
+        computed=False,
     ),
     "grafting": Told(heading="Filter grafting", record="grafting.json", tell=_grafting),
     "unstructured": Told(

@@ -113,9 +113,9 @@ def conditions(run: Run) -> str:
 
 
 def facts_of(course: MethodCourse, run: Run) -> tuple[tuple[str, str], ...]:
-    """Return what is told of a method: its record's facts, and what an export of living stripes computes."""
+    """Return what is told of a method: its record's facts, and what an export computes where it counts otherwise."""
     dense, slim = run.model("dense"), run.model("slim")
-    if course.method != "stripes" or dense is None or slim is None or not dense.macs or slim.macs is None:
+    if TOLD[course.method].computed or dense is None or slim is None or not dense.macs or slim.macs is None:
         return course.facts
     return (*course.facts, ("MACs of an export", f"{slim.macs / dense.macs:.1%} of the dense model's"))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from yolo_prune.report.records import PRECISION, Model, Run
+from yolo_prune.report.methods import TOLD
+from yolo_prune.report.records import PRECISION, MethodCourse, Model, Run
 from yolo_prune.report.summary import in_words
 
 
@@ -11,7 +12,7 @@ def sentences(run: Run) -> list[str]:
     dense, slim = run.model("dense"), run.model("slim")
     if slim is None or dense is None:
         return ["This run has pruned nothing yet."]
-    return [*_size(dense, slim), *_stripes(run), *_accuracy(run, dense, slim), *_speed(slim)]
+    return [*_size(dense, slim), *_of_methods(run), *_accuracy(run, dense, slim), *_speed(slim)]
 
 
 def _size(dense: Model, slim: Model) -> list[str]:
@@ -23,14 +24,14 @@ def _size(dense: Model, slim: Model) -> list[str]:
     ]
 
 
-def _stripes(run: Run) -> list[str]:
-    """Return the share of living stripes, where their training came to an end: no export is that small."""
-    return [
-        f"Its living stripes are {course.macs[-1][1]:.1%} of the MACs that their training began with, which is no "
-        "latency: an export computes the dead ones, too."
-        for course in run.methods
-        if course.method == "stripes" and course.model == "slim" and course.macs
-    ]
+def _of_methods(run: Run) -> list[str]:
+    """Return what the methods that made the slim model have to add, where their training came to an end."""
+    told = [(TOLD[course.method].sentence, course.macs[-1][1]) for course in run.methods if _made_slim(course)]
+    return [sentence.format(kept=kept) for sentence, kept in told if sentence]
+
+
+def _made_slim(course: MethodCourse) -> bool:
+    return course.model == "slim" and bool(course.macs)
 
 
 def _accuracy(run: Run, dense: Model, slim: Model) -> list[str]:
