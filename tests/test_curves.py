@@ -97,16 +97,16 @@ def test_sensitivity_is_measured_once_and_prune_takes_it(command, dense_checkpoi
     assert (tmp_path / "s" / "candidates.jsonl").read_bytes() == record
     pruned = command(
         "prune", f"model={dense_checkpoint}", f"sensitivity={tmp_path / 's' / 'sensitivity.json'}", "target_macs=0.6",
-        f"out={tmp_path / 'slim.pt'}", f"json={tmp_path / 'slim.json'}", "criterion=l1",
+        f"out={tmp_path / 'slim.pt'}", f"json={tmp_path / 'slim.json'}",
     )  # fmt: skip
     assert pruned.code == 0
     refused = command(
         "prune", f"model={dense_checkpoint}", f"sensitivity={tmp_path / 's' / 'sensitivity.json'}", "target_macs=0.6",
-        f"out={tmp_path / 'other.pt'}",
+        f"out={tmp_path / 'other.pt'}", "criterion=l2",
     )  # fmt: skip
     assert refused.code == 2
     assert "criterion=l2, but the sensitivity was measured with l1" in refused.err
     plan = json.loads((tmp_path / "slim.json").read_text())["plan"]
-    assert plan["choice"]["allocation"] == "sensitivity"
+    assert (plan["choice"]["criterion"], plan["choice"]["allocation"]) == ("l1", "sensitivity")
     assert plan["choice"]["sensitivity_sha256"] == sha256(tmp_path / "s" / "sensitivity.json")
     assert 0.57 <= plan["after"]["macs"] / plan["before"]["macs"] <= 0.6

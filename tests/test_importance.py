@@ -381,6 +381,24 @@ class TestOnTheHostsData:
         assert (choice["batches"], choice["batch"]) == (2, 4)
 
     @pytest.mark.parametrize(
+        ("words", "chosen"),
+        [
+            ([], ("l2", "uniform")),
+            (["normalization=none"], ("l2", "global")),
+            (["criterion=bn_scale"], ("bn_scale", "global")),
+            (["allocation=global"], ("l2", "global")),
+            (["data=data.yaml", "batches=1", "batch=4", "workers=0"], ("fisher", "global")),
+        ],
+        ids=lambda part: " ".join(part),
+    )
+    @pytest.mark.usefixtures("data")
+    def test_what_auto_stands_for(self, command, dense_checkpoint, desk, words, chosen):
+        words = ["prune", f"model={dense_checkpoint}", "target_macs=0.5", "imgsz=64", *words]
+        assert command(*words, "out=slim.pt", "json=result.json").code == 0
+        choice = json.loads((desk / "result.json").read_text())["plan"]["choice"]
+        assert (choice["criterion"], choice["allocation"]) == chosen
+
+    @pytest.mark.parametrize(
         ("words", "said"),
         [
             (["criterion=taylor"], "criterion=taylor without data="),

@@ -17,6 +17,13 @@ from yolo_prune.importance.chance import RANDOM
 from yolo_prune.importance.plugged import BY_FILTERS, CRITERIA
 from yolo_prune.search.sensitivities import Sensitivities
 
+AUTO = "auto"
+"""A criterion and an allocation that are chosen by what is known of them."""
+
+WITH_DATA, WITHOUT_DATA = "fisher", "l2"
+"""What `criterion=auto` stands for: the best of those measured (README, "Which channels matter"), and the best known of
+those that look at weights alone, none of which was better than chance there."""
+
 
 @dataclass(kw_only=True)
 class PruneConfig:
@@ -31,8 +38,14 @@ class PruneConfig:
     )
     profile: str | None = setting(None, help="what `profile` wrote: how latency depends on widths, on the device")
     confirm: bool = setting(True, help="time the slim model before target_latency is promised")
-    criterion: str = setting("l2", help=f"which channels matter: {', '.join(CRITERIA)}")
-    allocation: str = setting("global", help=f"how many go where: {', '.join(PATHS)}")
+    criterion: str = setting(
+        AUTO, help=f"which channels matter: {', '.join(CRITERIA)}; auto: {WITH_DATA} with data=, {WITHOUT_DATA} without"
+    )
+    allocation: str = setting(
+        AUTO,
+        help=f"how many go where: {', '.join(PATHS)}; auto: global where the criterion's scores compare between "
+        "layers, uniform otherwise",
+    )
     reduction: str = setting("mean", help="how a channel's scores are combined: sum, mean, max")
     consumers: bool = setting(False, help="slices of weights that read a channel count in its score, like its filters")
     normalization: str | None = setting(
@@ -103,14 +116,41 @@ class Choices:
         return replace(self.allocation, drops=self.sensitivities.drops)
 
 
+def decided(config: PruneConfig) -> PruneConfig:
+    """Return the settings with the criterion that `auto` stands for; those of a plan have none.
+
+    Raises:
+        ConfigError: Sensitivities, which are of one criterion, that cannot be read.
+    """
+    if config.criterion != AUTO or config.plan:
+        return config
+    if config.sensitivity and not config.ratios:  # both are refused before either is read
+        return replace(config, criterion=Sensitivities.load(Path(config.sensitivity)).criterion)
+    return replace(config, criterion=WITH_DATA if config.data else WITHOUT_DATA)
+
+
+def _path(config: PruneConfig) -> str:
+    """Return the allocation that is asked for.
+
+    Scores that are divided by the mean of their group say nothing of the group itself: ranked together, they take most
+    where scores happen to spread, and leave less mAP than as much of every group (README, "What recipes are worth").
+    """
+    if config.allocation != AUTO:
+        return config.allocation
+    return "uniform" if (config.normalization or CRITERIA[config.criterion].normalization) == "mean" else "global"
+
+
 def choices(config: PruneConfig) -> Choices:
     """Check everything that can be checked before the checkpoint is read.
+
+    Args:
+        config: Settings that are `decided`.
 
     Raises:
         ConfigError: No target or two, an unknown name, or a number that is out of range.
     """
     require_choice("criterion", config.criterion, CRITERIA)
-    require_choice("allocation", config.allocation, PATHS)
+    require_choice("allocation", config.allocation, [AUTO, *PATHS])
     require_choice("reduction", config.reduction, ("sum", "mean", "max"))
     require_choice("normalization", config.normalization or "none", ("none", "mean"))
     if config.consumers and config.criterion not in BY_FILTERS:
@@ -146,7 +186,7 @@ def choices(config: PruneConfig) -> Choices:
     ratios = read_mapping(Path(config.ratios), what="layer: fraction that goes") if config.ratios else None
     return Choices(
         budget=next(iter(budgets), None),
-        allocation=Allocation(path=config.allocation, constraints=constraints, ratios=ratios),
+        allocation=Allocation(path=_path(config), constraints=constraints, ratios=ratios),
         latency=config.target_latency,
         profile=profile,
         sensitivities=Sensitivities.load(Path(config.sensitivity)) if config.sensitivity else None,

@@ -19,7 +19,7 @@ from yolo_prune.importance.chance import RANDOM, seeded
 from yolo_prune.importance.evidence import Need
 from yolo_prune.importance.plugged import CRITERIA
 from yolo_prune.pipeline.latency import LatencyOutcome, Timing, keep_for_latency
-from yolo_prune.pipeline.prune_config import Choices, PruneConfig, choices, require_settings
+from yolo_prune.pipeline.prune_config import Choices, PruneConfig, choices, decided, require_settings
 from yolo_prune.plan import PrunePlan, plan_from_keep
 from yolo_prune.report import quantity, render
 from yolo_prune.surgery import Folding, Verification, Verifier, fold_constants
@@ -138,7 +138,7 @@ def prune_with(host: PruningHost, config: PruneConfig) -> PruneResult:
     Raises:
         YoloPruneError: Bad input (nothing is written), or a proof that failed (nothing is written).
     """
-    out = Path(config.out)
+    config, out = decided(config), Path(config.out)
     require_new_outputs({"out": config.out, "save_plan": config.save_plan, "json": config.json})
     chosen = None if config.plan else choices(config)
     require_settings(
@@ -207,7 +207,7 @@ def make_plan(
         "reduction": config.reduction,
         "consumers": config.consumers,
         "normalization": config.normalization or CRITERIA[config.criterion].normalization,
-        "allocation": config.allocation,
+        "allocation": allocation.path,
         **asdict(allocation.constraints),
     }
     if chosen.budget is not None:

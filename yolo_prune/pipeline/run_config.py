@@ -29,7 +29,7 @@ from yolo_prune.pipeline.artefacts import (
 )
 from yolo_prune.pipeline.benchmark import RUNS, THREADS
 from yolo_prune.pipeline.export import CALIBRATION
-from yolo_prune.pipeline.prune_config import UNITS, PruneConfig, choices, require_settings
+from yolo_prune.pipeline.prune_config import UNITS, PruneConfig, choices, decided, require_settings
 from yolo_prune.pipeline.rewrite import SHORTCUTS, RewriteConfig
 from yolo_prune.pipeline.train import split_settings
 from yolo_prune.pipeline.train_config import TrainConfig
@@ -160,10 +160,10 @@ def prune_settings(config: RunConfig, *, model: str, out: str) -> PruneConfig:
     # A plan file would be in the way of a stage that was killed and runs again; its record holds the plan anyway.
     own = {"model", "out", "json", "imgsz", "save_plan", "data"}
     require_known(config.prune, set(vars(PruneConfig(model="-", out="-"))) - own)
-    criterion = CRITERIA.get(str(config.prune.get("criterion")))
-    looks = (criterion and criterion.needs) or config.prune.get("recalibrate")
-    data = {"data": config.data} if looks else {}
-    return structured(PruneConfig, {"imgsz": config.imgsz, **data, **config.prune, "model": model, "out": out})
+    own_of_run = {"imgsz": config.imgsz, "data": config.data}
+    found = decided(structured(PruneConfig, {**own_of_run, **config.prune, "model": model, "out": out}))
+    criterion = None if found.plan else CRITERIA.get(found.criterion)
+    return found if (criterion and criterion.needs) or found.recalibrate else replace(found, data=None)
 
 
 def direct_settings(config: RunConfig, target: float) -> RunConfig:
