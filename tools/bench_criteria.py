@@ -151,7 +151,11 @@ def _seeds(records: list[dict[str, Any]]) -> str:
 
 
 def bench(config: CriteriaConfig) -> CriteriaFigures:
-    """Run every cell that the record lacks."""
+    """Run every cell that the record lacks.
+
+    Raises:
+        YoloPruneError: Settings, data or checkpoints that cannot be, or work that failed.
+    """
     for criterion in config.criteria:
         require_choice("criterion", criterion, CRITERIA)
     for allocation in config.allocations:

@@ -21,6 +21,7 @@ from cells import data_name, run_missing
 
 from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, require_choice, setting
+from yolo_prune.device.benchmark import size_on_disk
 from yolo_prune.device.machine import describe_machine
 from yolo_prune.device.runtimes import RUNTIMES
 from yolo_prune.device.runtimes.base import PRECISIONS, Precision
@@ -128,7 +129,11 @@ def _row(record: dict[str, Any]) -> list[str]:
 
 
 def bench(config: ExportBenchConfig) -> ExportFigures:
-    """Run every cell that the record lacks."""
+    """Run every cell that the record lacks.
+
+    Raises:
+        YoloPruneError: Settings, data or checkpoints that cannot be, or work that failed.
+    """
     for key, values, known in (
         ("format", config.formats, BACKENDS.values()),
         ("precision", config.precisions, PRECISIONS),
@@ -196,7 +201,7 @@ class Laboratory:
         with tempfile.TemporaryDirectory() as folder:
             found = self._export(cell, Path(folder))
             told = read_provenance(found.path)
-            size = _size(found.path)
+            size = size_on_disk(found.path)
         parity = found.parity and found.parity.to_json()
         backend = next(name for name, format_name in BACKENDS.items() if format_name == cell.format)
         return {
@@ -226,12 +231,6 @@ class Laboratory:
 
     def _evaluate(self, digest: str, split: str, imgsz_px: int) -> Evaluation:
         return evaluate(self.models[digest], data=self.data, split=split, imgsz_px=imgsz_px, square=True)
-
-
-def _size(artefact: Path) -> int:
-    """Return the bytes of an artefact's files."""
-    files = artefact.rglob("*") if artefact.is_dir() else [artefact]
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 if __name__ == "__main__":

@@ -144,7 +144,11 @@ def _map(found: dict[str, Any]) -> str:
 
 
 def bench(config: LatencyConfig) -> LatencyFigures:
-    """Run every cell that the record lacks."""
+    """Run every cell that the record lacks.
+
+    Raises:
+        YoloPruneError: Settings, data or checkpoints that cannot be, or work that failed.
+    """
     for backend in config.backends:
         require_choice("backend", backend, BACKENDS)
     for split in ("train", "val"):

@@ -124,7 +124,11 @@ class RecipeRace(Race):
 
 
 def bench(config: RecipesConfig) -> Cells:
-    """Run every cell that the record lacks, then the races."""
+    """Run every cell that the record lacks, then the races.
+
+    Raises:
+        YoloPruneError: Settings, data or checkpoints that cannot be, or work that failed.
+    """
     for recipe in config.recipes:
         require_choice("recipe", recipe, RECIPES)
     for backend in config.backends:

@@ -114,7 +114,11 @@ class Counting:
 
 
 def bench(config: SearchBenchConfig) -> SearchFigures:
-    """Price candidates, and run every cell that the record lacks."""
+    """Price candidates, and run every cell that the record lacks.
+
+    Raises:
+        YoloPruneError: Settings, data or checkpoints that cannot be, or work that failed.
+    """
     for criterion in config.criteria:
         require_choice("criterion", criterion, CRITERIA)
     for split in ("train", "val"):

@@ -90,7 +90,11 @@ class SpeedupFigures:
 
 
 def bench(config: SpeedupsConfig) -> SpeedupFigures:
-    """Run every cell that the record lacks."""
+    """Run every cell that the record lacks.
+
+    Raises:
+        YoloPruneError: Settings, data or checkpoints that cannot be, or work that failed.
+    """
     for name, values, known in (("backends", config.backends, BACKENDS), ("allocations", config.allocations, PATHS)):
         for value in values:
             require_choice(name, value, known)

@@ -26,7 +26,7 @@ class EngineFigures:
     """Outcomes of every process.
 
     Attributes:
-        machine: What they were measured on; see `export.machine.Machine`.
+        machine: What they were measured on; see `device.machine.Machine`.
         threads: Threads of torch.
         models: By model and side, one outcome a turn; see `measured_job.Outcome`.
         engine: Hash of the engine's code; empty in records of earlier ones.

@@ -35,7 +35,17 @@ class Coupled:
     lot: int
 
     def nearest(self, wished: FloatArray) -> IntArray:
-        """Return the removal, shape (members,), with the least sum of distances to the wished one."""
+        """Return the removal with the least sum of distances to the wished one.
+
+        Args:
+            wished: Channels that shall go, shape (members,).
+
+        Returns:
+            Channels that go, shape (members,).
+
+        Raises:
+            InfeasibleTargetError: No widths satisfy the ties, which no network has: keeping all of it does.
+        """
         from scipy.optimize import Bounds, LinearConstraint, milp  # 30 MB, and few networks have such ties
 
         size, zero, one = len(self.widths), np.zeros(len(self.widths)), np.ones(len(self.widths))

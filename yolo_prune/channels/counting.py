@@ -29,6 +29,8 @@ def blank_convolution(
 ) -> Tensor | None:
     """Return zeros of a convolution's output shape; None where the real one would fail, so that it says why.
 
+    The arguments are those of `aten.convolution`.
+
     For forwards in which values do not matter: convolutions take most of the time and of the memory.
     """
     if not x.dim() - 2 == len(stride) == len(padding) == len(dilation) == len(output_padding):

@@ -1,7 +1,8 @@
 """What a trace collects, and the small vocabulary in which the operator rules speak.
 
 Entries of parameter axes are named by consecutive ids; companions of activations hold such ids. Facts about ids are
-recorded as arrays and solved once, at the end (`channels.assemble`).
+recorded as arrays and solved once, at the end (`channels.assemble`). Longer than the files of this house are: it is one
+object, whose parts share its state.
 """
 
 from __future__ import annotations
@@ -286,6 +287,13 @@ class Facts:
     # Facts about slices ---------------------------------------------------------------------------------------------
     def axis(self, name: str, dim: int, size: int, role: Role, *, groups: int = 1) -> Slices:
         """Return an axis, naming its entries on first sight.
+
+        Args:
+            name: The tensor's.
+            dim: Its dimension.
+            size: Its entries.
+            role: What it does to channels.
+            groups: Of a grouped convolution, which cuts an axis of inputs into as many.
 
         One that produces channels here and reads some there can lose none: masking knows one of the two.
         """

@@ -24,6 +24,15 @@ def forward_unchanged(
     Norm and dropout layers run as in inference either way: the channels are the same, no statistic moves, and two runs
     give the same numbers. What a forward draws at random, as drop path does, is the same in every run. Only the forward
     itself runs under `modes`.
+
+    Args:
+        model: The model.
+        example: Image of shape (B, C, H, W).
+        training: Which structure: some blocks run others in training.
+        modes: Dispatch or function modes of torch, the outermost first.
+
+    Returns:
+        What the model returns.
     """
     modules = list(model.modules())
     with _left_untouched(modules), same_random_numbers(), torch.inference_mode(False), torch.no_grad():

@@ -23,12 +23,12 @@ IDS = LOUD - 1
 
 
 def ids(label: Tensor) -> Tensor:
-    """Return labels without the bit: ids, or `NONE`."""
+    """Return labels, of any shape, without the bit: ids, or `NONE`, of that shape."""
     return torch.where(label >= 0, label & IDS, label)
 
 
 def loud(label: Tensor) -> Tensor:
-    """Return, as a mask, which entries are loud."""
+    """Return which entries are loud, as a bool mask of the labels' shape."""
     return (label >= 0) & (label & LOUD != 0)
 
 

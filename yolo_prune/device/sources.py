@@ -68,7 +68,7 @@ def frames_of(source: str) -> Iterator[Frame]:
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read an image file, BGR, turned as its EXIF orientation says.
+    """Read an image file as uint8 of shape (H, W, 3), BGR, turned as its EXIF orientation says.
 
     OpenCV's own `imread` cannot open every name on every system, so the bytes are read here.
 
@@ -90,7 +90,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def write_image(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write an image file; what it is follows from the name's ending.
+    """Write an image, uint8 of shape (H, W, 3), BGR, to a file; what it is follows from the name's ending.
 
     Raises:
         OutputError: The file exists, or cannot be written.

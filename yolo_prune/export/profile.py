@@ -25,7 +25,7 @@ class Timed:
     """Latency of a slim artefact beside the dense one.
 
     Attributes:
-        ratio: Median over rounds of slim / dense.
+        ratio: Median over rounds of slim / dense: what is left of the latency. A `SpeedUp` has it the other way round.
         p25: Lower quartile of these.
         p75: Upper quartile.
         slim_ms: Median.

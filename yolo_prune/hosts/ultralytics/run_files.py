@@ -65,7 +65,12 @@ def network_in(checkpoint: Path) -> nn.Module:
 
 
 def strip_whole(file: str | Path, s: str = "", updates: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Do as the host's `strip_optimizer`, with its arguments, but write the file completely or not at all."""
+    """Do as the host's `strip_optimizer`, with its arguments, but write the file completely or not at all.
+
+    Raises:
+        CheckpointError: It cannot be read.
+        OutputError: It cannot be written.
+    """
     target = Path(s or file)
     with new_file(target, replace=True) as temporary:
         with replaced(LOGGER, disabled=True):  # it would name the temporary file

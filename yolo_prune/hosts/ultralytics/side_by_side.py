@@ -123,7 +123,11 @@ class Turn(Generic[Result]):
         self._state.restore()
 
     def require_wanted(self) -> None:
-        """End the work if nobody waits for it any more; called by the work itself."""
+        """End the work if nobody waits for it any more; called by the work itself.
+
+        Raises:
+            AbandonedError: Nobody does.
+        """
         if self._abandoned:
             raise AbandonedError
 

@@ -107,7 +107,11 @@ class _Training:
         return results
 
     def model(self, cfg: Any, *args: Any, nc: int | None = None, anchors: Any = None, **kwargs: Any) -> nn.Module:
-        """Return the slim network of `--weights`, or build a dense one as train.py does."""
+        """Return the slim network of `--weights`, or build a dense one as train.py does.
+
+        Raises:
+            ConfigError: The hyperparameters ask for another number of anchors than the slim network has.
+        """
         if self._slim is None:
             return self._build(cfg, *args, nc=nc, anchors=anchors, **kwargs)
         model: Any = copy.deepcopy(self._slim).float()

@@ -170,7 +170,7 @@ class Forgetting:
             self._stop(path, rows & ~before[path])
 
     def restore(self, masked: BoolArray, *, settled: bool, strength: float) -> None:
-        """Go on with masks and strength that the training had before it was interrupted or went back."""
+        """Go on with masks, shape (channels,), and strength of a training that was interrupted, or went back."""
         self.masked, self.settled, self.strength = masked, settled, strength
         self._rows = self._mask_rows()
 
@@ -209,7 +209,7 @@ class Forgetting:
             average[path][rows] = weight[rows].to(average[path])
 
     def norms(self) -> dict[str, FloatArray]:
-        """Return the norm of each row by path."""
+        """Return the norm of each row, shape (rows,), by path."""
         return {path: row_norms(weight).cpu().double().numpy() for path, weight in self.weights.items()}
 
     def largest_masked(self) -> float:
