@@ -154,3 +154,4 @@ def _scatter(axes: Any, group: list[dict[str, Any]], key: str, name: str) -> Non
         xlabel="mAP50-95 on held-out training images, before",
         ylabel=f"mAP50-95 on val after {cell['epochs']} epochs",
     )
+    axes.locator_params(axis="x", nbins=4)
