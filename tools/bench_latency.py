@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench_recipes import TRAINING
 from cells import cell_key, data_name, failures, run_missing
+from experiments import TRAINING
 from recipes import OFTEN
 
 from yolo_prune.allocation import PATHS

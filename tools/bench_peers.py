@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_recipes import TRAINING
 from cells import data_name, run_missing
+from experiments import TRAINING, Experiment, ExperimentsConfig
 from measured_job import outcome_of
 from peer_cut import CutJob
 from peer_figures import ORDER, PeerFigures
@@ -40,7 +40,7 @@ from recipes import OFTEN, RECIPES, SPARSE
 from ultralytics import YOLO
 
 from yolo_prune.cli import execute, script
-from yolo_prune.configuration import json_setting, require_choice, require_least, setting
+from yolo_prune.configuration import require_choice, require_least, setting
 from yolo_prune.device.machine import describe_machine
 from yolo_prune.errors import MissingDependencyError
 from yolo_prune.files import new_file
@@ -66,39 +66,14 @@ LIMIT_S, LIMIT_GB = 1800.0, 16.0
 
 
 @dataclasses.dataclass(kw_only=True)
-class PeersConfig:
+class PeersConfig(ExperimentsConfig):
     """Settings of the benchmark."""
 
-    data: str = setting(help="data yaml with train, val and test")
-    model: str = setting(help="checkpoint that the dense training starts from")
     out: str = setting("runs/peers", help="folder of the cells")
     peers: list[str] = setting([*ORDER], help="who prunes; dense is the start, whatever the budget")
-    budgets: list[float] = setting([0.5], help="fractions of the MACs that are kept")
-    seeds: list[int] = setting([0], help="seeds of all trainings")
-    epochs: int = setting(30, help="epochs of each peer, after the dense training", unit="epochs")
-    dense_epochs: int = setting(30, help="epochs of the dense training", unit="epochs")
     imgsz: int = setting(320, help="image side", unit="px")
-    batch: int = setting(16, help="batch size", unit="images")
-    workers: int = setting(2, help="loader processes")
     backends: list[str] = setting(["onnxruntime", "ncnn", "openvino"], help="what runs the artefacts; none: no timing")
-    threads: int = setting(2, help="threads of the runtimes")
-    runs: int = setting(100, help="timed rounds")
     record: str = setting(str(RECORD), help="record that finished cells are appended to")
-    json: str | None = json_setting("the cells of the record")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """What all peers share."""
-
-    budget: float
-    seed: int
-    data: str
-    model: str
-    imgsz_px: int
-    batch: int
-    dense_epochs: int
-    epochs: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,9 +94,8 @@ class Laboratory:
     def __init__(self, config: PeersConfig, experiment: Experiment) -> None:
         self.config, self.experiment = config, experiment
         one = experiment
-        base = f"{one.model}-{one.data}-{one.imgsz_px}px-batch{one.batch}-dense{one.dense_epochs}-seed{one.seed}"
-        self.base = Path(config.out, base)
-        self.folder = Path(config.out, f"{base}-{one.budget:g}-{one.epochs}")
+        self.base = Path(config.out, one.base)
+        self.folder = Path(config.out, f"{one.base}-{one.budget:g}-{one.epochs}")
         self.data = Path(config.data).absolute()
 
     def dense(self) -> Path:

@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from cells import data_name, run_missing
+from experiments import TRAINING, Experiment, ExperimentsConfig
 from races import DENSE, Race, race, record_of_races
 from recipe_figures import Cells
 from recipes import CONTROLS, RECIPES, Step
 from ultralytics import YOLO
 
 from yolo_prune.cli import execute, script
-from yolo_prune.configuration import json_setting, require_choice, setting
+from yolo_prune.configuration import require_choice, setting
 from yolo_prune.device.machine import describe_machine
 from yolo_prune.files import new_file, sha256
 from yolo_prune.hosts.slim import MARKER
@@ -50,58 +51,24 @@ from yolo_prune.pipeline.train import train_in
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "tools" / "records" / "recipes.jsonl"
 
-TRAINING: dict[str, Any] = {
-    "optimizer": "SGD",
-    "lr0": 0.01,
-    "cos_lr": True,
-    "warmup_epochs": 1,
-    "close_mosaic": 5,
-    "plots": False,
-}
-"""The host's training keys of every recipe."""
-
 
 @dataclasses.dataclass(kw_only=True)
-class RecipesConfig:
+class RecipesConfig(ExperimentsConfig):
     """Settings of the benchmark."""
 
-    data: str = setting(help="data yaml with train, val and test")
-    model: str = setting(help="checkpoint that the dense training starts from")
     out: str = setting("runs/recipes", help="folder of the cells")
     recipes: list[str] = setting(["dense", "direct"], help=f"of: {', '.join(RECIPES)}")
-    budgets: list[float] = setting([0.5], help="fractions of the MACs that are kept")
-    seeds: list[int] = setting([0], help="seeds of all trainings")
-    epochs: int = setting(30, help="epochs of each recipe, after the dense training", unit="epochs")
-    dense_epochs: int = setting(30, help="epochs of the dense training", unit="epochs")
     imgsz: int = setting(640, help="image side", unit="px")
-    batch: int = setting(16, help="batch size", unit="images")
-    workers: int = setting(2, help="loader processes")
     device: str = setting("cpu", help="device of the trainings")
     backends: list[str] = setting([], help="what runs the artefacts of the recipes to time them; none: no timing")
-    threads: int = setting(2, help="threads of the runtimes")
-    runs: int = setting(100, help="timed rounds")
     record: str = setting(str(RECORD), help="record that finished cells are appended to")
-    json: str | None = json_setting("the cells of the record")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One experiment."""
+class Cell(Experiment):
+    """One recipe in an experiment."""
 
     recipe: str
-    budget: float
-    seed: int
-    data: str
-    model: str
-    imgsz_px: int
-    batch: int
-    dense_epochs: int
-    epochs: int
-
-    @property
-    def base(self) -> str:
-        """Name of the folder of the dense training that it starts from."""
-        return f"{self.model}-{self.data}-{self.imgsz_px}px-batch{self.batch}-dense{self.dense_epochs}-seed{self.seed}"
 
     @property
     def name(self) -> str:
@@ -111,16 +78,8 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RecipeRace(Race):
-    """What the recipes of a seed and a budget made, on one backend."""
-
-    budget: float
-    seed: int
-    data: str
-    model: str
-    batch: int
-    dense_epochs: int
-    epochs: int
+class RecipeRace(Race, Experiment):
+    """What the recipes of an experiment made, on one backend."""
 
 
 def bench(config: RecipesConfig) -> Cells:

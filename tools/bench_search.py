@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_recipes import TRAINING
 from cells import cell_key, data_name, run_missing
+from experiments import TRAINING
 from recipes import OFTEN
 from search_figures import SearchFigures
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
