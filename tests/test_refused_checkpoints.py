@@ -75,6 +75,13 @@ class TestCheckpoints:
         assert "detect, segment, pose, obb" in message
         assert not Path("new").exists()
 
+    def test_images_for_a_task_that_is_pruned_only(self, refused, data):
+        from ultralytics import YOLO
+
+        YOLO("yolov8n-cls.yaml").save("dense.pt")
+        message = refused("prune", "model=dense.pt", f"data={data}", *PRUNE)
+        assert f"training images of data={data} for a model of task 'classify'" in message
+
     def test_unsupported_task(self, refused):
         from ultralytics import YOLO
 

@@ -111,7 +111,7 @@ class LatencyFigures:
     def table(self, *, markdown: bool = False) -> str:
         """Return one row a cell; below them why some cannot be."""
         head = ["where", "allocation", "target", "predicted", "confirmed", "fresh process", "off", "MACs"]
-        head += ["mAP50-95 val", "by MACs, as fast"]
+        head += ["epochs", "mAP50-95 val", "by MACs, as fast"]
         rows = [
             [*_place(record["cell"]), *(_failed() if "failed" in record else _row(record))] for record in self.records
         ]
@@ -125,7 +125,7 @@ def _place(cell: dict[str, Any]) -> list[str]:
 
 
 def _failed() -> list[str]:
-    return ["cannot be", *("-" for _ in range(6))]
+    return ["cannot be", *("-" for _ in range(7))]
 
 
 def _row(record: dict[str, Any]) -> list[str]:
@@ -134,6 +134,7 @@ def _row(record: dict[str, Any]) -> list[str]:
         f"{record['predicted']:.3f}", f"{record['confirmed']:.3f}",
         f"{fresh['ratio']:.3f} ({fresh['p25']:.3f}..{fresh['p75']:.3f})",
         f"{fresh['ratio'] / record['cell']['target'] - 1:+.1%}", f"{record['macs_kept']:.1%}",
+        str(record["cell"]["epochs"]),
         *(_map(record[name]) for name in ("by_latency", "by_macs")),
     ]  # fmt: skip
 

@@ -17,9 +17,9 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import DEFAULT_CFG_DICT, TQDM
 
 from yolo_prune.channels import ChannelGraph
-from yolo_prune.errors import DataError
+from yolo_prune.errors import CheckpointError, DataError
 from yolo_prune.hosts.refusals import host_errors_as
-from yolo_prune.hosts.ultralytics.checkpoints import require_deployable, task_of
+from yolo_prune.hosts.ultralytics.checkpoints import DEPLOYED_TASKS, task_of
 from yolo_prune.hosts.ultralytics.evaluation import read_data, require_kpt_shape, require_split
 from yolo_prune.hosts.ultralytics.networks import bare_copy
 from yolo_prune.importance import Criterion, Evidence, FloatArray, collect, score_channels
@@ -148,7 +148,12 @@ def training_dataset(model: Any, images: TrainingImages) -> Any:
         CheckpointError: A task that is pruned only.
     """
     data = images.data
-    require_deployable(model, str(data))
+    if task_of(model) not in DEPLOYED_TASKS:
+        raise CheckpointError(
+            f"training images of data={data} for a model of task '{task_of(model)}'",
+            expected=f"one of: {', '.join(DEPLOYED_TASKS)}",
+            remedy="leave data= out: criteria that look at weights only prune it",
+        )
     require_kpt_shape(model, images.description or read_data(data), str(data))
     if images.description is None:
         require_split(data, "train")
