@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,15 @@ from yolo_prune.report import quantity, render
 
 PLACE = ("model", "data", "imgsz_px", "batch", "dense_epochs")
 """What cells have to share to be compared."""
+
+
+OTHERS = "other methods"
+
+FAMILIES = {
+    "direct": "one cut", "searched": "one cut", "gradual": "cuts in steps", "distilled": "cuts in steps",
+    "sparse": "sparsity training, then one cut", "plain": OTHERS, "resrep": OTHERS, "stripes": OTHERS,
+}  # fmt: skip
+"""What recipes are drawn with, by the first word of their names."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,20 +54,25 @@ class Cells:
         ]
 
     def draw(self, path: Path) -> None:
-        """Draw mAP on val and the share of silent channels over the epochs, a row of panels for each comparison.
+        """Draw mAP on val over the epochs, a panel for each family of recipes, and the share of silent channels.
 
         Args:
             path: SVG file, written anew; the same cells give the same bytes. None where there are controls only.
         """
-        comparisons = _comparisons(self.records)
-        if not comparisons:
+        panels: list[Callable[[Any], None]] = []
+        for title, cells in _comparisons(self.records).items():
+            panels += [partial(_draw_map, cells=own, title=f"{title}\n{kind}") for kind, own in _families(cells)]
+            if any("silent" in stage for record in cells for stage in record["stages"]):
+                panels.append(partial(_draw_silent, cells=cells))
+        if not panels:
             return
-        with svg_picture(path, size=(11, 4.2 * len(comparisons))) as figure:
-            for row, (title, cells) in zip(
-                figure.subplots(len(comparisons), 2, squeeze=False), comparisons.items(), strict=True
-            ):
-                _draw_map(row[0], cells, title)
-                _draw_silent(row[1], cells)
+        rows = -(-len(panels) // 2)
+        with svg_picture(path, size=(11, 3.6 * rows)) as figure:
+            axes = list(figure.subplots(rows, 2, squeeze=False).flat)
+            for one, draw in zip(axes, panels, strict=False):
+                draw(one)
+            for one in axes[len(panels) :]:
+                one.set_axis_off()
 
 
 def _grouped(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -139,6 +155,19 @@ def _comparisons(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]
     return found
 
 
+def _families(cells: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield the recipes of each family that there are, with the controls, which join all of them."""
+    controls = [record for record in cells if record["cell"]["recipe"] in CONTROLS]
+    for kind in dict.fromkeys(FAMILIES.values()):
+        own = [record for record in cells if _family(record["cell"]["recipe"]) == kind]
+        if own:
+            yield kind, controls + own
+
+
+def _family(recipe: str) -> str | None:
+    return None if recipe in CONTROLS else FAMILIES.get(recipe.partition("_")[0], OTHERS)
+
+
 def _curve(record: dict[str, Any]) -> list[float]:
     """Return mAP50-95 on val after each epoch of a recipe, the dense training aside."""
     return [value for stage in record["stages"][1:] if "train" in stage for value in record["curves"][stage["train"]]]
@@ -153,8 +182,9 @@ def _draw_map(axes: Any, cells: list[dict[str, Any]], title: str) -> None:
             axes.plot(range(1, len(curve) + 1), curve, style, color=colour, label=record["cell"]["recipe"])
         else:
             axes.axhline(record["figures"]["val"], color=colour, linestyle=":", label=record["cell"]["recipe"])
-    axes.set(title=title, xlabel="epoch of the recipe", ylabel="mAP50-95 on val")
-    axes.legend(fontsize="small", ncols=2)
+    axes.set(xlabel="epoch of the recipe", ylabel="mAP50-95 on val")
+    axes.set_title(title, fontsize="medium")
+    axes.legend(fontsize="small", ncols=2, loc="lower right")
 
 
 def _draw_silent(axes: Any, cells: list[dict[str, Any]]) -> None:
@@ -162,8 +192,6 @@ def _draw_silent(axes: Any, cells: list[dict[str, Any]]) -> None:
         silent = [value for stage in record["stages"] for value in stage.get("silent", [])]
         if silent:
             axes.plot(range(len(silent)), silent, color=f"C{number % 10}", label=record["cell"]["recipe"])
-    if not axes.lines:
-        axes.set_axis_off()
-        return
-    axes.set(title="silent channels in sparsity training", xlabel="epoch of the recipe", ylabel="share", ylim=(0, 1))
+    axes.set(xlabel="epoch of the recipe", ylabel="share", ylim=(0, 1))
+    axes.set_title("silent channels in sparsity training", fontsize="medium")
     axes.legend(fontsize="small")
