@@ -19,6 +19,7 @@ import yaml
 from models import lively
 from test_training import KILLED, WORDS, epochs_in
 from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
 
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.errors import ConfigError
@@ -33,6 +34,7 @@ from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.methods.slimming.health import EpochHealth, GroupHealth, warnings_of
 from yolo_prune.methods.slimming.penalty import channel_scales, penalised_channels
 from yolo_prune.methods.steps import learning_rates
+from yolo_prune.pipeline.train import train_in
 from yolo_prune.report.scales import draw_scales
 
 SGD = ["optimizer=SGD", "lr0=0.01"]
@@ -105,6 +107,28 @@ class TestTraining:
             read_checkpoint(trained / name / "weights" / "last.pt").model.state_dict() for name in ("stock", "without")
         ]
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+    @pytest.mark.parametrize(("prunes", "best_epoch"), [(False, 2), (True, 1)])
+    def test_the_best_network_is_the_sparse_one(
+        self, dense_checkpoint, tiny_data, tmp_path, monkeypatch, prunes, best_epoch
+    ):
+        """The host's best has the highest mAP, so the largest scales: a cut by them would be a cut by chance."""
+
+        def worse_with_every_epoch(trainer):
+            fitness = 1.0 - 0.1 * trainer.epoch
+            if trainer.best_fitness is None or trainer.best_fitness < fitness:
+                trainer.best_fitness = fitness
+            return {}, fitness
+
+        monkeypatch.setattr(DetectionTrainer, "validate", worse_with_every_epoch)
+        monkeypatch.setattr(DetectionTrainer, "final_eval", lambda _: None)  # it would strip the checkpoints
+        words: dict[str, Any] = {"sparsity": "auto"}
+        if prunes:
+            words |= {"prune_every": 1, "prune_steps": 1, "target_macs": 0.9, "criterion": "l2"}
+        stock = {key: yaml.safe_load(value) for key, value in (word.split("=") for word in [*SGD, *WORDS])}
+        folder = tmp_path / "a"
+        train_in(folder, dense_checkpoint, tiny_data, {**words, **stock, "epochs": 3})
+        assert torch.load(folder / "weights" / "best.pt", weights_only=False)["epoch"] == best_epoch
 
     def test_a_slim_checkpoint_stays_slim_and_frozen_layers_as_they_are(
         self, command, slim_checkpoint, tiny_data, tmp_path

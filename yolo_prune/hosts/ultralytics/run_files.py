@@ -37,7 +37,7 @@ def forget_run(folder: Path) -> None:
 
 
 def forget_best(trainer: Any) -> None:
-    """Let a training look for its best checkpoint anew: what was best until now is a larger network."""
+    """Let a training look for its best checkpoint anew: what was best until now is another network, a larger one."""
     trainer.best_fitness = None
     trainer.stopper.best_fitness, trainer.stopper.best_epoch = 0.0, trainer.epoch
 

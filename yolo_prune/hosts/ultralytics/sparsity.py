@@ -14,6 +14,8 @@ from ultralytics.utils import LOGGER, RANK
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
+from yolo_prune.hosts.ultralytics.records import FILES
+from yolo_prune.hosts.ultralytics.run_files import forget_best
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.importance.base import FloatArray
 from yolo_prune.methods.slimming.course import PICTURE, RECORD, SparsityCourse, sparsity_record
@@ -79,8 +81,14 @@ class SparsityTraining:
         self._course.start(trainer.start_epoch if trainer.resume else 0)
 
     def begin_epoch(self, trainer: Any) -> None:
-        """Set the strength of the epoch; look anew at a network that was pruned since."""
+        """Set the strength of the epoch; look anew at a network that was pruned since.
+
+        The best network is the last one, which the scales are read from: an earlier one has the higher mAP because its
+        scales are larger. A training that also prunes keeps its own best among the slim ones.
+        """
         course = self._known_course()
+        if not (trainer.save_dir / FILES["pruning"][0]).is_file():
+            forget_best(trainer)
         if self._network is not network_of(trainer.model):
             self._attach(trainer)
         for key in course.figures():
