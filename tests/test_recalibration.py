@@ -119,7 +119,15 @@ class TestOnTheHostsData:
         assert changed_in(model, state_of(again)) == set()  # the same images in the same order
 
     def test_as_a_flag_of_prune(self, command, dense_checkpoint, data, desk):
-        words = ["prune", f"model={dense_checkpoint}", "target_macs=0.5", "imgsz=64", f"data={data}", "workers=0"]
+        words = [
+            "prune",
+            f"model={dense_checkpoint}",
+            "target_macs=0.5",
+            "imgsz=64",
+            f"data={data}",
+            "workers=0",
+            "criterion=l2",
+        ]
         assert command(*words, "out=slim.pt", "recalibrate=2", "batch=4", "json=result.json").code == 0
         assert json.loads((desk / "result.json").read_text())["recalibrated_batches"] == 2
         plain = [word for word in words if not word.startswith(("data", "workers"))]
