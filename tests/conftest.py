@@ -99,7 +99,8 @@ def known_detector(tmp_path_factory):
 def slim_checkpoint(tmp_path_factory, dense_checkpoint):
     """`dense_checkpoint`, pruned to half its MACs."""
     out = tmp_path_factory.mktemp("slim") / "slim.pt"
-    return prune(PruneConfig(model=str(dense_checkpoint), out=str(out), target_macs=0.5)).out
+    config = PruneConfig(model=str(dense_checkpoint), out=str(out), target_macs=0.5, allocation="global")
+    return prune(config).out
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def main(checkpoint: str, image_file: str, folder: Path, *, export: bool) -> Non
         torch.save(yolo.model.eval()(image), folder / "raw.pth")
     pixels = (image[0].permute(1, 2, 0) * 255).byte().numpy()
     torch.save(
-        yolo.predict(pixels, imgsz=image.shape[-1], conf=1e-4, verbose=False)[0].boxes.data, folder / "boxes.pth"
+        yolo.predict(pixels, imgsz=image.shape[-1], conf=0.01, verbose=False)[0].boxes.data, folder / "boxes.pth"
     )
     if export:
         YOLO(checkpoint).export(format="onnx", imgsz=image.shape[-1])

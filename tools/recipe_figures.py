@@ -23,9 +23,9 @@ OTHERS = "other methods"
 
 FAMILIES = {
     "direct": "one cut", "searched": "one cut", "gradual": "cuts in steps", "distilled": "cuts in steps",
-    "sparse": "sparsity training, then one cut", "plain": OTHERS, "resrep": OTHERS, "stripes": OTHERS,
+    "sparse": "sparsity training, then one cut",
 }  # fmt: skip
-"""What recipes are drawn with, by the first word of their names."""
+"""What recipes are drawn with, by the first word of their names; the rest are `OTHERS`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ def _comparisons(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]
 def _families(cells: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Yield the recipes of each family that there are, with the controls, which join all of them."""
     controls = [record for record in cells if record["cell"]["recipe"] in CONTROLS]
-    for kind in dict.fromkeys(FAMILIES.values()):
+    for kind in dict.fromkeys([*FAMILIES.values(), OTHERS]):
         own = [record for record in cells if _family(record["cell"]["recipe"]) == kind]
         if own:
             yield kind, controls + own

@@ -23,7 +23,7 @@ IDS = LOUD - 1
 
 
 def ids(label: Tensor) -> Tensor:
-    """Return labels, of any shape, without the bit: ids, or `NONE`, of that shape."""
+    """Return labels without the bit: ids or `NONE`, in the same shape."""
     return torch.where(label >= 0, label & IDS, label)
 
 

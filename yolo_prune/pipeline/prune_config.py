@@ -120,11 +120,13 @@ def decided(config: PruneConfig) -> PruneConfig:
     """Return the settings with the criterion that `auto` stands for; those of a plan have none.
 
     Raises:
-        ConfigError: Sensitivities, which are of one criterion, that cannot be read.
+        ConfigError: Sensitivities, which are of one criterion, that cannot be read, or something beside them that says
+            how many channels go where as well.
     """
     if config.criterion != AUTO or config.plan:
         return config
-    if config.sensitivity and not config.ratios:  # both are refused before either is read
+    _require_one_way(config)  # before any of them is read
+    if config.sensitivity:
         return replace(config, criterion=Sensitivities.load(Path(config.sensitivity)).criterion)
     return replace(config, criterion=WITH_DATA if config.data else WITHOUT_DATA)
 
@@ -166,10 +168,7 @@ def choices(config: PruneConfig) -> Choices:
     require_least(config, seed=0)
     require_choice("attention", config.attention, ATTENTION)
     given = target_of(config, UNITS, instead=("ratios", "plan"))
-    files = [f"{name}=" for name in ("ratios", "sensitivity") if getattr(config, name)]
-    ways = [*changed(config, ("allocation",)), *files]
-    if len(ways) > 1:
-        raise ConfigError(" together with ".join(ways), expected="one of them: each says how many channels go where")
+    _require_one_way(config)
     profile = _profile(config)
     require_imgsz(config.imgsz)
     budgets = [
@@ -191,6 +190,13 @@ def choices(config: PruneConfig) -> Choices:
         profile=profile,
         sensitivities=Sensitivities.load(Path(config.sensitivity)) if config.sensitivity else None,
     )
+
+
+def _require_one_way(config: PruneConfig) -> None:
+    files = [f"{name}=" for name in ("ratios", "sensitivity") if getattr(config, name)]
+    ways = [*changed(config, ("allocation",)), *files]
+    if len(ways) > 1:
+        raise ConfigError(" together with ".join(ways), expected="one of them: each says how many channels go where")
 
 
 def _profile(config: PruneConfig) -> Profile | None:

@@ -136,7 +136,7 @@ def _check_training(options: Mapping[str, Any], *, refused: Set[str] = frozenset
     require_stock_values(stock)
     for name, chosen in methods_of(options).items():
         if not stock.get("time"):  # with it, the host decides how many epochs there are
-            METHODS[name].lasts(chosen, int({**stock_keys(), **stock}["epochs"]))
+            METHODS[name].fits_epochs(chosen, int({**stock_keys(), **stock}["epochs"]))
 
 
 def methods_of(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,8 +160,9 @@ def prune_settings(config: RunConfig, *, model: str, out: str) -> PruneConfig:
     # A plan file would be in the way of a stage that was killed and runs again; its record holds the plan anyway.
     own = {"model", "out", "json", "imgsz", "save_plan", "data"}
     require_known(config.prune, set(vars(PruneConfig(model="-", out="-"))) - own)
-    own_of_run = {"imgsz": config.imgsz, "data": config.data}
-    found = decided(structured(PruneConfig, {**own_of_run, **config.prune, "model": model, "out": out}))
+    shared = {"imgsz": config.imgsz, "data": config.data}
+    found = decided(structured(PruneConfig, {**shared, **config.prune, "model": model, "out": out}))
+    # Every run has data, but the stage is refused with data that nothing looks at.
     criterion = None if found.plan else CRITERIA.get(found.criterion)
     return found if (criterion and criterion.needs) or found.recalibrate else replace(found, data=None)
 

@@ -54,8 +54,8 @@ class Method:
         prunes: Whether the network that a training leaves has fewer channels than the one that it began with.
         needs_sgd: Whether these options need plain SGD, so that the host must not choose another optimizer by itself.
         fits: Refuses, by its options, a network that the method can do nothing with, before anything is written.
-        lasts: Refuses, by its options, a number of epochs that is too small for them. What the data decide, too, its
-            callbacks refuse when they see these.
+        fits_epochs: Refuses, by its options, a number of epochs that is too small for them. What the data decide, too,
+            its callbacks refuse when they see these.
         train: From its options to what trains in the place of the host's `train`, with the same arguments; None where
             that does.
         finish: From the folder of a run that was killed after its last epoch, while its network still had the method's
@@ -69,7 +69,7 @@ class Method:
     prunes: bool = False
     needs_sgd: Callable[[Any], bool] = lambda _: False
     fits: Callable[[Any, nn.Module], object] = lambda _options, _network: None
-    lasts: Callable[[Any, int], object] = lambda _options, _epochs: None
+    fits_epochs: Callable[[Any, int], object] = lambda _options, _epochs: None
     train: Callable[[Any], Callable[..., Path] | None] = lambda _: None
     finish: Callable[[Path], Path] | None = None
 
@@ -80,7 +80,7 @@ METHODS: dict[str, Method] = {
         known=gradual_options_of,
         training=GradualPruning,
         prunes=True,
-        lasts=lambda options, epochs: options.schedule.require_room(epochs),
+        fits_epochs=lambda options, epochs: options.schedule.require_room(epochs),
     ),
     "sparsity": Method(
         asked=sparsity_options,
