@@ -25,7 +25,9 @@ from yolo_prune.channels import ChannelGraph
 from yolo_prune.errors import ConfigError
 from yolo_prune.hosts.slim import is_slim, widths
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
+from yolo_prune.hosts.ultralytics.collection import TrainingImages, recalibrate_on
 from yolo_prune.hosts.ultralytics.sparsity import (
+    SETTLING,
     SparsityOptions,
     SparsityTraining,
     groups_in,
@@ -78,6 +80,19 @@ class TestTraining:
         assert (without == 0).mean() == 0
         assert (found == 0).mean() > 0.4
         assert np.median(found) < 0.2 * np.median(without)
+
+    def test_statistics_of_norms_are_those_of_the_network_that_is_saved(self, trained, tiny_data):
+        """Those of training lag behind scales that move, and a network that is well finds nothing."""
+        images = TrainingImages(data=tiny_data, imgsz_px=64, batches=SETTLING, batch=8, workers=0)
+        lags = {}
+        for name in ("with", "without"):
+            model = read_checkpoint(trained / name / "weights" / "last.pt").model
+            before = {key: value.clone() for key, value in model.named_buffers() if key.endswith("running_var")}
+            recalibrate_on(model, images)
+            after = dict(model.named_buffers())
+            lags[name] = max(float((after[key] / old - 1).abs().max()) for key, old in before.items())
+        assert lags["with"] < 0.01  # it was saved in half precision
+        assert lags["without"] > 0.1
 
     def test_the_record_has_every_group_and_epoch(self, trained, dense_checkpoint):
         graph, scales = scales_in(dense_checkpoint)

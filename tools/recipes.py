@@ -70,7 +70,7 @@ SPARSE = 0.4
 
 def sparse(**sparsity: Any) -> list[Step]:
     """Sparsity training, pruning by what it did, fine-tune."""
-    scales = cut(criterion="bn_scale", allocation="global")
+    scales = cut(criterion="bn_scale", allocation="global", data="data", recalibrate=100)
     return [tune(SPARSE, **sparsity, **OFTEN), scales, tune(1.0 - SPARSE, **OFTEN)]
 
 

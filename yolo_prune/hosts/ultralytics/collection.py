@@ -53,6 +53,19 @@ class TrainingImages:
     description: Mapping[str, Any] | None = None
 
 
+def images_of(trainer: Any, *, batches: int) -> TrainingImages:
+    """Return the images of a training that runs, for what is measured between its epochs."""
+    return TrainingImages(
+        data=Path(trainer.args.data),
+        imgsz_px=int(trainer.args.imgsz),
+        batches=batches,
+        batch=min(trainer.train_loader.batch_size, 16),  # in float32, beside what training holds on its device
+        workers=0,
+        device=str(trainer.device),
+        description=trainer.data,
+    )
+
+
 def collect_evidence(
     model: nn.Module, graph: ChannelGraph, images: TrainingImages, *, needs: Collection[Need]
 ) -> Evidence:

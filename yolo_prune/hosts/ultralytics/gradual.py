@@ -18,7 +18,7 @@ from yolo_prune.channels import BoolArray, ChannelGraph
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import from_record, read_record, sha256, write_json
 from yolo_prune.hosts.slim import MARKER, PROOF, Checkpoint, is_slim, provenance
-from yolo_prune.hosts.ultralytics.collection import TrainingImages, scored_on
+from yolo_prune.hosts.ultralytics.collection import images_of, scored_on
 from yolo_prune.hosts.ultralytics.distillation import distilled_by, optimized_parameters, projectors, with_projectors
 from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.records import FILES
@@ -181,15 +181,7 @@ class GradualPruning:
 
     def _scores(self, trainer: Any, graph: ChannelGraph, name: str, *, batches: int | None = None) -> FloatArray:
         """Score the channels of the average, by so many batches of training images where the criterion needs some."""
-        images = TrainingImages(
-            data=Path(trainer.args.data),
-            imgsz_px=int(trainer.args.imgsz),
-            batches=batches or self.options.batches,
-            batch=min(trainer.train_loader.batch_size, 16),  # in float32, beside what training holds on its device
-            workers=0,
-            device=str(trainer.device),
-            description=trainer.data,
-        )
+        images = images_of(trainer, batches=batches or self.options.batches)
         return scored_on(network_of(trainer.ema.ema), graph, CRITERIA[name], images)
 
     def _allocated(self, graph: ChannelGraph, scores: FloatArray, kept: float) -> BoolArray:

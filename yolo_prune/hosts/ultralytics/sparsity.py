@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from ultralytics.utils import LOGGER, RANK
 
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.errors import ConfigError
+from yolo_prune.hosts.ultralytics.checkpoints import DEPLOYED_TASKS, task_of
+from yolo_prune.hosts.ultralytics.collection import images_of, recalibrate_on
 from yolo_prune.hosts.ultralytics.networks import bare_copy, network_of
 from yolo_prune.hosts.ultralytics.records import FILES
 from yolo_prune.hosts.ultralytics.run_files import forget_best
@@ -25,6 +28,9 @@ from yolo_prune.methods.steps import learning_rates
 
 Scope: TypeAlias = Literal["backbone", "neck", "head"]
 SCOPES: tuple[Scope, ...] = ("backbone", "neck", "head")
+
+SETTLING = 16
+"""Batches that the statistics of norms are measured on after each epoch, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +106,11 @@ class SparsityTraining:
             LOGGER.info(plan)
 
     def end_epoch(self, trainer: Any) -> None:
-        """Carry zeros into the EMA, which lags behind; measure, write, warn."""
+        """Carry zeros into the EMA, which lags behind, and measure its norms anew; measure, write, warn."""
         course = self._known_course()
         if trainer.ema is not None:
             course.carry_zeros(dict(network_of(trainer.ema.ema).named_parameters()))
+            _settle(trainer)
         warnings = course.end_epoch()
         if RANK in {-1, 0}:
             for warning in warnings:
@@ -144,6 +151,18 @@ class SparsityTraining:
     def _known_course(self) -> SparsityCourse:
         assert self._course is not None  # the host calls `begin` first
         return self._course
+
+
+def _settle(trainer: Any) -> None:
+    """Measure the batch-norm statistics of the average anew, before it is validated and saved.
+
+    Training averages them over some thirty batches, in which the penalty moves every scale. Each layer then misjudges
+    what the one before it sends, and over sixty layers these errors multiply: mAP reads zero, and the network is well.
+    """
+    network = network_of(trainer.ema.ema)
+    if RANK in {-1, 0} and task_of(network) in DEPLOYED_TASKS:
+        with contextlib.suppress(ConfigError):  # weights that are not finite: the host goes back to the epoch before
+            recalibrate_on(network, images_of(trainer, batches=SETTLING))
 
 
 def groups_in(graph: ChannelGraph, network: Any, scope: tuple[Scope, ...]) -> list[int]:
