@@ -50,6 +50,17 @@ def test_what_was_fine_tuned_is_shown_with_how_fast_it_is():
     assert "0.400 at 0.560, not matched" in LatencyFigures(records=[line(0.51, **tuned)]).table()
 
 
+def test_seeds_of_a_fine_tune_share_a_row() -> None:
+    """The mean of .5 and .6, and of .4 and .5, with what they lie between."""
+    found = []
+    for seed, value in enumerate((0.5, 0.6)):
+        tuned = {"by_latency": {"map50_95": value, "ratio": 0.51}, "by_macs": {"map50_95": value - 0.1, "ratio": 0.52}}
+        found.append(line(0.51, cell=dataclasses.asdict(dataclasses.replace(CELL, seed=seed, epochs=6)), **tuned))
+    (row,) = LatencyFigures(records=found).table().splitlines()[2:]
+    for cell in ("0 1", "0.550 (0.500..0.600) at 0.510", "0.450 (0.400..0.500) at 0.520"):
+        assert cell in row
+
+
 def test_what_cannot_be_is_a_row_and_says_why():
     failed = {"cell": dataclasses.asdict(CELL), "failed": "target_latency=0.5 cannot be reached"}
     for markdown in (False, True):
@@ -239,6 +250,9 @@ def test_a_fresh_process_times_slim_beside_dense_which_is_exported_once(config, 
         bench_latency, "export_one", lambda model, *rest: exported.append(model.stem) or export(model, *rest)
     )
     for target in (0.7, 0.8):  # cells share the dense one
-        found = laboratory(config, target=target, runs=3)._fresh(slim_checkpoint)
+        work = laboratory(config, target=target, runs=3)
+        found = work._fresh(slim_checkpoint, work._dense())
         assert 0.0 < found["p25"] <= found["ratio"] <= found["p75"]
     assert exported == ["dense", "slim", "slim"]
+    work._fresh(slim_checkpoint, Path(config.model))  # a candidate is timed beside a checkpoint
+    assert exported[3:] == ["slim", "dense"]

@@ -24,6 +24,7 @@ from typing import Any
 
 from cells import cell_key, data_name, failures, run_missing
 from experiments import TRAINING
+from recipe_figures import spread
 from recipes import OFTEN
 
 from yolo_prune.allocation import PATHS
@@ -109,11 +110,12 @@ class LatencyFigures:
         return {"cells": self.records}
 
     def table(self, *, markdown: bool = False) -> str:
-        """Return one row a cell; below them why some cannot be."""
+        """Return one row a cell, or for cells that differ in the seed of the fine-tunes; below why some cannot be."""
         head = ["where", "allocation", "target", "predicted", "confirmed", "fresh process", "off", "MACs"]
-        head += ["epochs", "mAP50-95 val", "by MACs, as fast"]
+        head += ["epochs", "seeds", "mAP50-95 val", "by MACs, as fast"]
         rows = [
-            [*_place(record["cell"]), *(_failed() if "failed" in record else _row(record))] for record in self.records
+            [*_place(same[0]["cell"]), *(_failed() if "failed" in same[0] else _row(same))]
+            for same in _but_for_the_seed(self.records)
         ]
         told = failures(self.records)
         return render(head, rows, markdown=markdown) + ("\n" if markdown and told else "") + told
@@ -125,23 +127,33 @@ def _place(cell: dict[str, Any]) -> list[str]:
 
 
 def _failed() -> list[str]:
-    return ["cannot be", *("-" for _ in range(7))]
+    return ["cannot be", *("-" for _ in range(8))]
 
 
-def _row(record: dict[str, Any]) -> list[str]:
+def _but_for_the_seed(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the lines of each cut: seeds are those of its fine-tunes."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(json.dumps({**record["cell"], "seed": None}, sort_keys=True), []).append(record)
+    return list(groups.values())
+
+
+def _row(records: list[dict[str, Any]]) -> list[str]:
+    record = records[0]
     fresh = record["fresh"]
     return [
         f"{record['predicted']:.3f}", f"{record['confirmed']:.3f}",
         f"{fresh['ratio']:.3f} ({fresh['p25']:.3f}..{fresh['p75']:.3f})",
         f"{fresh['ratio'] / record['cell']['target'] - 1:+.1%}", f"{record['macs_kept']:.1%}",
-        str(record["cell"]["epochs"]),
-        *(_map(record[name]) for name in ("by_latency", "by_macs")),
+        str(record["cell"]["epochs"]), " ".join(str(one["cell"]["seed"]) for one in records),
+        *(_map([one[name] for one in records]) for name in ("by_latency", "by_macs")),
     ]  # fmt: skip
 
 
-def _map(found: dict[str, Any]) -> str:
-    value = f"{found['map50_95']:.3f}" if "map50_95" in found else "not tuned,"
-    return f"{value} at {found['ratio']:.3f}{'' if found.get('matched', True) else ', not matched'}"
+def _map(found: list[dict[str, Any]]) -> str:
+    tuned = [one["map50_95"] for one in found if "map50_95" in one]
+    value = spread(tuned) if tuned else "not tuned,"
+    return f"{value} at {found[0]['ratio']:.3f}{'' if found[0].get('matched', True) else ', not matched'}"
 
 
 def bench(config: LatencyConfig) -> LatencyFigures:
