@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Mapping, Sequence  # Python 3.8 cannot subscript those of collections.abc
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolo_prune.device.runtimes import Array
+from yolo_prune.errors import ParityError
 
 # Smallest scales that errors are divided by. One pixel; and a score that no detector would act on: an untrained head
 # scores everything below it, where the noise floor of ONNX Runtime's sigmoid (2.6e-8, measured) is already visible.
@@ -16,6 +17,7 @@ _BOX_FLOOR_PX = 1.0
 _SCORE_FLOOR = 1e-3
 _EXTRA_FLOORS = {"key_points": _BOX_FLOOR_PX}  # the other extras are coefficients, probabilities and radians
 _OTHER_CLASS = 1e6  # cost that no difference of boxes and scores reaches
+_MAX_EXCUSED = 0.5  # if more than half of the detections cannot be judged, nothing was shown
 
 Extras = Mapping[str, Sequence[int]]
 """Which of the rows behind box and scores hold what, counted from 0: `task_rows` of the host. Empty for detection."""
@@ -62,6 +64,75 @@ class Agreement:
     def parts(self) -> dict[str, Difference]:
         """Every difference by its name."""
         return {"boxes": self.boxes, "scores": self.scores, **self.extras}
+
+    @property
+    def max_abs(self) -> float:
+        """Largest absolute difference, boxes in pixels and scores in probability alike."""
+        return max(part.max_abs for part in self.parts.values())
+
+    @property
+    def max_rel(self) -> float:
+        """Largest difference relative to the scale of its kind of row."""
+        return max(part.max_rel for part in self.parts.values())
+
+    def within(self, tolerance: float) -> bool:
+        """Return whether no difference is larger, and enough rows could be judged."""
+        return self.max_rel <= tolerance and self.excused <= _MAX_EXCUSED * self.rows
+
+
+def compare_outputs(
+    expected: Sequence[Array], found: Sequence[Array], extras: Extras, *, end_to_end: bool, tolerance: float
+) -> Agreement:
+    """Compare raw outputs, stacked over images: boxes, scores and what else the task predicts.
+
+    Args:
+        expected: The reference's outputs: the predictions, and of a segmenter the prototypes of its masks.
+        found: The artefact's, of the same shapes; see `require_comparable`.
+        extras: What the predictions hold behind box and scores.
+        end_to_end: They are those of a head with a top-k.
+        tolerance: See `compare_detections`.
+    """
+    agreement = (
+        compare_detections(expected[0], found[0], extras, tolerance=tolerance)
+        if end_to_end
+        else compare_anchors(expected[0], found[0], extras)
+    )
+    if len(expected) == 1:
+        return agreement
+    return replace(agreement, extras={**agreement.extras, "prototypes": compare_entries(expected[1], found[1])})
+
+
+def require_comparable(
+    expected: Sequence[Array], found: Sequence[Array], artefact: str, *, reference: str, of_shape: str, of_values: str
+) -> None:
+    """Refuse outputs whose difference cannot be computed.
+
+    Args:
+        expected: The reference's outputs.
+        found: The artefact's.
+        artefact: Its name.
+        reference: What the reference is called.
+        of_shape: What to do about other shapes.
+        of_values: What to do about values that are not finite.
+
+    Raises:
+        ParityError: Their shapes differ, or values are not finite.
+    """
+    shapes, wanted = ([values.shape for values in outputs] for outputs in (found, expected))
+    if shapes != wanted:
+        raise ParityError(
+            f"artefact '{artefact}' answers with shape {', '.join(map(str, shapes))}",
+            expected=f"{', '.join(map(str, wanted))}, as {reference}",
+            remedy=of_shape,
+        )
+    for side, outputs in ((reference, expected), (f"artefact '{artefact}'", found)):
+        wrong = sum(int((~np.isfinite(values)).sum()) for values in outputs)
+        if wrong:
+            raise ParityError(
+                f"{wrong} of {sum(values.size for values in outputs)} outputs of {side} are not finite",
+                expected="finite boxes and scores",
+                remedy=of_values,
+            )
 
 
 def compare_anchors(expected: Array, found: Array, extras: Extras | None = None) -> Agreement:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_prune.device.agreement import Agreement, compare_anchors, compare_detections, compare_entries
-from yolo_prune.device.bundle import Bundle, Network
+from yolo_prune.device.agreement import Agreement, compare_outputs, require_comparable
+from yolo_prune.device.bundle import Bundle
 from yolo_prune.device.detections import letterbox
 from yolo_prune.device.findings import Finding, find
 from yolo_prune.device.runtimes import Array, Runtime, runtime_for
 from yolo_prune.device.runtimes.base import Session
 from yolo_prune.device.sources import read_image
-from yolo_prune.errors import ConfigError, ParityError
+from yolo_prune.errors import ConfigError
 
 # A reference detection counts if it scores that much above the threshold: whether one at the threshold is found is a
 # matter of rounding. Half precision moves scores of a trained yolov8n by 2e-2 (see TOLERANCES of export/parity.py).
 _MARGIN = 0.1
 _SAME_OBJECT = 0.5  # overlap of boxes, as COCO counts
 _FOUND_AGAIN = 0.9  # share of the detections that count, either way: 8-bit weights lose a few, a broken artefact more
-_MAX_EXCUSED = 0.5  # share of end-to-end rows at the edge of the top-k; see `compare_detections`
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Verdict:
     @property
     def max_rel(self) -> float:
         """Largest difference relative to the scale of its kind of row."""
-        return max(part.max_rel for part in self.agreement.parts.values())
+        return self.agreement.max_rel
 
     @property
     def passed(self) -> bool:
@@ -66,8 +65,7 @@ class Verdict:
         again = self.found_again >= _FOUND_AGAIN * self.expected and self.backed >= _FOUND_AGAIN * self.answered
         if self.tolerance is None:
             return again and self.expected > 0
-        judged = self.agreement.excused <= _MAX_EXCUSED * self.agreement.rows
-        return again and judged and self.max_rel <= self.tolerance
+        return again and self.agreement.within(self.tolerance)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -95,9 +93,14 @@ def compare_with_reference(bundle: Bundle, artefact: Path, *, threads: int) -> V
     tensors = [tensor for tensor, _ in inputs]
     found, precision = _run(proving, artefact, bundle, tensors, threads)
     expected = read_outputs(bundle.folder / bundle.reference.outputs)
-    _require_comparable(expected, found, artefact.name)
-    tolerance = bundle.tolerances.get(precision)
-    agreement = compare_outputs(expected, found, bundle.network, tolerance=tolerance or 1.0)
+    require_comparable(
+        expected, found, artefact.name, reference="the reference", of_shape="build or copy it again",
+        of_values="build the engine in fp32, or make the bundle without half",
+    )  # fmt: skip
+    network, tolerance = bundle.network, bundle.tolerances.get(precision)
+    agreement = compare_outputs(
+        expected, found, network.extras, end_to_end=network.end_to_end, tolerance=tolerance or 1.0
+    )
     as_deployed = found if deployed == proving else _run(deployed, artefact, bundle, tensors, threads)[0]
     seen = [
         [one.to_json() for one in _findings(as_deployed, index, bundle, placement)]
@@ -118,20 +121,6 @@ def compare_with_reference(bundle: Bundle, artefact: Path, *, threads: int) -> V
         answered=sum(due for due, _ in backed),
         backed=sum(found for _, found in backed),
     )
-
-
-def compare_outputs(
-    expected: Sequence[Array], found: Sequence[Array], network: Network, *, tolerance: float
-) -> Agreement:
-    """Compare raw outputs, stacked over images: boxes, scores and what else the task predicts."""
-    agreement = (
-        compare_detections(expected[0], found[0], network.extras, tolerance=tolerance)
-        if network.end_to_end
-        else compare_anchors(expected[0], found[0], network.extras)
-    )
-    if len(expected) == 1:
-        return agreement
-    return replace(agreement, extras={**agreement.extras, "prototypes": compare_entries(expected[1], found[1])})
 
 
 def count_found_again(
@@ -198,21 +187,3 @@ def _findings(outputs: Sequence[Array], index: int, bundle: Bundle, placement: A
     one: list[NDArray[np.float32]] = [output[index : index + 1] for output in outputs]
     reference = bundle.reference
     return find(one, placement, bundle.network, confidence=reference.confidence, iou=reference.iou)
-
-
-def _require_comparable(expected: Sequence[Array], found: Sequence[Array], name: str) -> None:
-    """Refuse outputs whose difference cannot be computed."""
-    wanted, shapes = ([output.shape for output in outputs] for outputs in (expected, found))
-    if wanted != shapes:
-        raise ParityError(
-            f"artefact '{name}' answers with shape {', '.join(map(str, shapes))}",
-            expected=f"{', '.join(map(str, wanted))}, as the reference",
-            remedy="build or copy it again",
-        )
-    wrong = sum(int((~np.isfinite(output)).sum()) for output in found)
-    if wrong:
-        raise ParityError(
-            f"{wrong} outputs of artefact '{name}' are not finite",
-            expected="finite boxes and scores",
-            remedy="build the engine in fp32, or make the bundle without half",
-        )

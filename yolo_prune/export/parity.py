@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolo_prune.device.agreement import (
-    Agreement,
-    Difference,
-    compare_anchors,
-    compare_detections,
-    compare_entries,
-)
+from yolo_prune.device.agreement import Agreement, Difference, compare_outputs, require_comparable
 from yolo_prune.device.boxes import ANSWER, BoxAgreement, compare_boxes, rotated_overlaps, upright_overlaps
 from yolo_prune.device.detections import Placement, detections, letterbox
 from yolo_prune.device.images import require_image, synthetic_images
@@ -45,7 +39,6 @@ BOX_LIMITS: Mapping[Precision, tuple[float, float]] = {"fp32": (0.9, 0.98), "fp1
 
 _SYNTHETIC_COUNT = 4
 _ANY_BATCH = 2  # images of a call where any number goes: more than one, so that the axis is proven too
-_MAX_EXCUSED = 0.5  # if more than half of the detections cannot be judged, nothing was shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +70,12 @@ class ParityReport:
     @property
     def max_abs(self) -> float:
         """Largest absolute difference, boxes in pixels and scores in probability alike."""
-        return max(part.max_abs for part in self.agreement.parts.values())
+        return self.agreement.max_abs
 
     @property
     def max_rel(self) -> float:
         """Largest difference relative to the scale of its kind of row."""
-        return max(part.max_rel for part in self.agreement.parts.values())
+        return self.agreement.max_rel
 
     @property
     def passed(self) -> bool:
@@ -90,8 +83,7 @@ class ParityReport:
         boxes_agree = self.boxes is None or self.boxes.share >= self.box_share
         if self.tolerance is None:
             return self.boxes is not None and self.boxes.expected > 0 and boxes_agree
-        judged = self.agreement.excused <= _MAX_EXCUSED * self.agreement.rows
-        return self.max_rel <= self.tolerance and judged and boxes_agree
+        return self.agreement.within(self.tolerance) and boxes_agree
 
     def require(self) -> ParityReport:
         """Return the report itself, or raise `ParityError` if it did not pass."""
@@ -176,13 +168,13 @@ def check_parity(
     with PyTorchRuntime(end_to_end=end_to_end).load(reference, imgsz_px=imgsz_px, threads=threads) as torch_session:
         expected, model = _predict(torch_session, inputs), torch_session.model
     rows = task_rows(model)
-    _require_comparable(expected, found, artefact.name)
+    require_comparable(
+        expected, found, artefact.name, reference="PyTorch",
+        of_shape="make sure that the artefact was exported from this checkpoint, with the same imgsz and head",
+        of_values="export without `half` if it was set; otherwise the checkpoint itself is broken",
+    )  # fmt: skip
     tolerance = TOLERANCES[precision] if tolerance is None else tolerance
-    agreement = (
-        compare_detections(expected[0], found[0], rows, tolerance=tolerance or 0.0)
-        if end_to_end
-        else compare_anchors(expected[0], found[0], rows)
-    )
+    agreement = compare_outputs(expected, found, rows, end_to_end=end_to_end, tolerance=tolerance or 0.0)
     iou, box_share = BOX_LIMITS[precision]
     boxes = None
     if images is not None:
@@ -196,7 +188,7 @@ def check_parity(
         imgsz_px=imgsz_px,
         images=len(inputs),
         tolerance=tolerance,
-        agreement=_with_prototypes(agreement, expected, found),
+        agreement=agreement,
         boxes=boxes,
         box_share=box_share,
     )
@@ -229,29 +221,3 @@ def _boxes(raw: Array, placements: Sequence[Placement], model: Any, *, end_to_en
         choose(raw[at : at + 1], placement, classes=classes, end_to_end=end_to_end, confidence=ANSWER)
         for at, placement in enumerate(placements)
     ]
-
-
-def _with_prototypes(agreement: Agreement, expected: Sequence[Array], found: Sequence[Array]) -> Agreement:
-    """Add the second output, of which masks are made, where there is one."""
-    if len(expected) == 1:
-        return agreement
-    return replace(agreement, extras={**agreement.extras, "prototypes": compare_entries(expected[1], found[1])})
-
-
-def _require_comparable(expected: Sequence[Array], found: Sequence[Array], artefact: str) -> None:
-    """Raise `ParityError` where no difference can be computed."""
-    shapes, wanted = ([values.shape for values in outputs] for outputs in (found, expected))
-    if shapes != wanted:
-        raise ParityError(
-            f"artefact '{artefact}' answers with shape {', '.join(map(str, shapes))}",
-            expected=f"{', '.join(map(str, wanted))}, as PyTorch does",
-            remedy="make sure that the artefact was exported from this checkpoint, with the same imgsz and head",
-        )
-    for side, outputs in (("PyTorch", expected), (f"artefact '{artefact}'", found)):
-        values = np.concatenate([output.ravel() for output in outputs])
-        if not np.isfinite(values).all():
-            raise ParityError(
-                f"{int((~np.isfinite(values)).sum())} of {values.size} outputs of {side} are not finite",
-                expected="finite boxes and scores",
-                remedy="export without `half` if it was set; otherwise the checkpoint itself is broken",
-            )

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from yolo_prune.device.runtimes.base import Array, Runtime, Session
 from yolo_prune.device.runtimes.ncnn_runtime import NcnnRuntime
 from yolo_prune.device.runtimes.onnx_runtime import OnnxRuntime
 from yolo_prune.device.runtimes.openvino_runtime import OpenVinoRuntime
-from yolo_prune.device.runtimes.select import runtime_for
+from yolo_prune.device.runtimes.select import RUNTIMES, runtime_for
 from yolo_prune.device.runtimes.tensorrt_runtime import TensorRtRuntime
 from yolo_prune.device.runtimes.variants import Chooser, split_variant
-
-RUNTIMES: Mapping[str, Runtime] = {
-    runtime.name: runtime for runtime in (OnnxRuntime(), NcnnRuntime(), OpenVinoRuntime(), TensorRtRuntime())
-}
-"""What runs exported artefacts, by the name of the backend."""
 
 __all__ = [
     "RUNTIMES",

@@ -83,6 +83,28 @@ class Runtime(Protocol):
         ...
 
 
+class ArtefactRuntime(Runtime, Protocol):
+    """A runtime that is chosen by what an artefact is."""
+
+    @staticmethod
+    def accepts(artefact: Path) -> bool:
+        """Return whether what stands there is one of its artefacts, by its kind and name alone."""
+        ...
+
+    @classmethod
+    def of(cls, variant: Sequence[str], *, full_precision: bool = False) -> Runtime:
+        """Make the one that the words of a variant name; the CPU's without any.
+
+        Args:
+            variant: How it shall run where there are several ways; see `split_variant`.
+            full_precision: Compute in float32 where it would choose half precision by itself.
+
+        Raises:
+            ConfigError: It does not know the variant.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class ArtefactFacts:
     """What the host's exporter noted in an artefact.

@@ -53,9 +53,14 @@ class NcnnRuntime:
     full_precision: bool = False
     vulkan: bool = False
 
+    @staticmethod
+    def accepts(artefact: Path) -> bool:
+        """See `ArtefactRuntime`."""
+        return artefact.is_dir() and any(artefact.glob("*.param"))
+
     @classmethod
     def of(cls, variant: Sequence[str], *, full_precision: bool = False) -> NcnnRuntime:
-        """Make the one that the words of a variant name; the CPU's without any."""
+        """See `ArtefactRuntime`."""
         require_words(variant, ["vulkan"], backend="ncnn")
         return cls(full_precision=full_precision, vulkan="vulkan" in variant)
 

@@ -43,9 +43,15 @@ class OnnxRuntime:
 
     provider: str = "cpu"
 
+    @staticmethod
+    def accepts(artefact: Path) -> bool:
+        """See `ArtefactRuntime`."""
+        return artefact.suffix == ".onnx" and artefact.is_file()
+
     @classmethod
-    def of(cls, variant: Sequence[str]) -> OnnxRuntime:
-        """Make the one that the words of a variant name; the CPU's without any."""
+    def of(cls, variant: Sequence[str], *, full_precision: bool = False) -> OnnxRuntime:
+        """See `ArtefactRuntime`; it computes in float32 in any case."""
+        del full_precision
         require_words(variant, PROVIDERS, backend="onnxruntime", most=1)
         return cls(*variant)
 

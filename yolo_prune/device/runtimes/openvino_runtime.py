@@ -44,9 +44,14 @@ class OpenVinoRuntime:
     full_precision: bool = False
     device: str = "cpu"
 
+    @staticmethod
+    def accepts(artefact: Path) -> bool:
+        """See `ArtefactRuntime`."""
+        return artefact.is_dir() and any(artefact.glob("*.xml"))
+
     @classmethod
     def of(cls, variant: Sequence[str], *, full_precision: bool = False) -> OpenVinoRuntime:
-        """Make the one that the words of a variant name; the CPU's without any."""
+        """See `ArtefactRuntime`."""
         if variant:  # importing it to know the devices takes a second
             require_words(variant, _devices(), backend="openvino", most=1)
         return cls(full_precision, *variant)

@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Sequence
 
 import numpy as np
 
 from yolo_prune.device.cuda import CudaError, Stream
 from yolo_prune.device.runtimes.base import Array, ArtefactFacts, Precision
 from yolo_prune.device.runtimes.engine_file import EngineFile
+from yolo_prune.device.runtimes.variants import require_words
 from yolo_prune.device.tensorrt_library import Messages, require_tensorrt, version_text
 from yolo_prune.errors import ConfigError
 
@@ -85,6 +86,18 @@ class TensorRtRuntime:
     """Runs `.engine` files, with the host's metadata before the plan or without."""
 
     name: str = "tensorrt"
+
+    @staticmethod
+    def accepts(artefact: Path) -> bool:
+        """See `ArtefactRuntime`."""
+        return artefact.suffix == ".engine" and artefact.is_file()
+
+    @classmethod
+    def of(cls, variant: Sequence[str], *, full_precision: bool = False) -> TensorRtRuntime:
+        """See `ArtefactRuntime`; it runs in one way only, in the precision that the engine was built for."""
+        del full_precision
+        require_words(variant, (), backend="tensorrt")
+        return cls()
 
     def version(self) -> str:
         """Return TensorRT's version."""
