@@ -258,18 +258,18 @@ class TestFolders:
 
     def test_that_holds_only_its_data_is_taken(self, tmp_path):
         (tmp_path / "data").mkdir()
-        Stages(tmp_path, 1).open({"seed": 0})
+        Stages(tmp_path, []).open({"seed": 0})
         assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 0}
 
     def test_that_holds_a_hidden_file_is_the_users(self, tmp_path):
         """Its name is made as that of a temporary file is, but for what is ours in it."""
         (tmp_path / ".notes.abcdefgh.txt").write_text("a year of work")
         with pytest.raises(OutputError, match="is not empty"):
-            Stages(tmp_path, 1).open({"seed": 0})
+            Stages(tmp_path, []).open({"seed": 0})
 
     def test_that_was_killed_while_its_settings_were_written_is_begun_anew(self, tmp_path):
         half_written(tmp_path / "run.json")
-        Stages(tmp_path, 1).open({"seed": 0})
+        Stages(tmp_path, []).open({"seed": 0})
         assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 0}
 
     def test_whose_files_changed_meanwhile_is_refused(self, command, tiny_data, tmp_path, monkeypatch):
@@ -289,7 +289,7 @@ class TestFolders:
     def test_with_a_damaged_record_is_refused(self, tmp_path, content):
         (tmp_path / "run.json").write_text(content)
         with pytest.raises(OutputError, match=r"run\.json"):
-            Stages(tmp_path, 1).open({"seed": 0})
+            Stages(tmp_path, []).open({"seed": 0})
         assert (tmp_path / "run.json").read_text() == content
 
 
@@ -302,11 +302,11 @@ class TestStages:
             return {"answer": 42}
 
         for _ in range(2):
-            assert Stages(tmp_path, 3).run("think", work) == {"answer": 42}
+            assert Stages(tmp_path, ["think", "act"]).run("think", work) == {"answer": 42}
         assert len(calls) == 1
-        assert capsys.readouterr().out == "[1/3] think\n[1/3] think: done before\n"
+        assert capsys.readouterr().out == "[1/2] think\n[1/2] think: done before\n"
 
     def test_one_that_failed_has_no_record(self, tmp_path):
         with pytest.raises(ZeroDivisionError):
-            Stages(tmp_path, 1).run("divide", lambda: {"ratio": 1 / 0})
-        assert Stages(tmp_path, 1).run("divide", lambda: {"ratio": 1}) == {"ratio": 1}
+            Stages(tmp_path, ["divide"]).run("divide", lambda: {"ratio": 1 / 0})
+        assert Stages(tmp_path, ["divide"]).run("divide", lambda: {"ratio": 1}) == {"ratio": 1}

@@ -35,9 +35,10 @@ def timed_of(config: RunConfig) -> list[str]:
     return [name for name in names_of(config) if name != "control"]
 
 
-def stages_of(config: RunConfig) -> int:
-    """Return how many stages they take, evaluation and export aside."""
-    return sum({"control": 2, "direct": 2, "smaller": 1}[name] for name in names_of(config))
+STAGES = {
+    "control": ("control_weights", "control"), "direct": ("direct_prune", "direct"), "smaller": ("smaller",),
+}  # fmt: skip
+"""The stages of each, evaluation and export aside."""
 
 
 def smaller_keys(config: RunConfig) -> dict[str, Any]:

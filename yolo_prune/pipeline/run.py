@@ -26,7 +26,7 @@ from yolo_prune.pipeline.artefacts import (
     sample_images,
     variants,
 )
-from yolo_prune.pipeline.controls import Controls, names_of, stages_of, timed_of
+from yolo_prune.pipeline.controls import STAGES, Controls, names_of, timed_of
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.report import ReportConfig, report
 from yolo_prune.pipeline.rewrite import rewrite
@@ -80,12 +80,20 @@ class _Run:
         self.names = ["dense", "slim", *names_of(config)]
         self.timed = ["dense", "slim", *timed_of(config)]
         self.variants = variants(config.formats, config.precisions, imgsz_px=config.imgsz)
-        exports = len(self.timed) * len(self.variants)
         self.prunes_in_training = prunes_in_training(config)
-        more = stages_of(config) + (1 if config.rewrite else 0)
-        self.stages = Stages(self.folder, 3 + more + len(self.names) + 2 + exports + 1)
+        self.stages = Stages(self.folder, self.planned())
         self.checkpoints: dict[str, Path] = {}
         self.controls = Controls(config, self.stages, train=self._train, pruning=prune_settings, fresh=self._fresh)
+
+    def planned(self) -> list[str]:
+        """Return the names of all stages in their order."""
+        slimming = ["finetune", "pruned"] if self.prunes_in_training else ["prune", "finetune"]
+        return [
+            "dense", *(["rewrite"] if self.config.rewrite else []), *slimming,
+            *(stage for name in names_of(self.config) for stage in STAGES[name]),
+            *(f"evaluate_{name}" for name in self.names), "widths", "detections",
+            *(f"export_{name}_{variant.label}" for name in self.timed for variant in self.variants), "benchmark",
+        ]  # fmt: skip
 
     def open(self) -> None:
         """Begin the folder, or find that this very run began it."""

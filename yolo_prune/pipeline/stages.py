@@ -6,8 +6,8 @@ A record is written last, so a stage that was killed has none and runs again (a 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,11 @@ class Stages:
 
     Attributes:
         folder: Where the run's files stand.
-        total: Number of stages, for progress.
+        names: Every stage in its order, for progress.
     """
 
     folder: Path
-    total: int
-    _count: int = field(default=0, init=False)
+    names: Sequence[str]
 
     def open(self, settings: Mapping[str, Any]) -> None:
         """Begin the folder with these settings, or find it begun with the same ones.
@@ -58,10 +57,9 @@ class Stages:
         write_json(record, dict(settings))
 
     def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return the record of a stage, doing its work unless that was done."""
-        self._count += 1
+        """Return the record of a stage, one of `names`, doing its work unless that was done."""
         record = self.folder / "stages" / f"{name}.json"
-        progress = f"[{self._count}/{self.total}] {name}"
+        progress = f"[{self.names.index(name) + 1}/{len(self.names)}] {name}"
         if record.is_file():
             print(f"{progress}: done before", flush=True)
             return _read(record, remedy=f"delete it, and the same command does stage '{name}' again")
