@@ -15,7 +15,7 @@ from torch import nn
 
 from yolo_prune.channels import trace
 from yolo_prune.errors import ConfigError
-from yolo_prune.methods.slimming.course import SparsityCourse
+from yolo_prune.methods.slimming.course import PenaltyCourse
 from yolo_prune.methods.slimming.penalty import ScalePenalty, channel_scales, penalised_channels
 from yolo_prune.methods.slimming.strength import AutoStrength, Sparsity, schedule_factor
 
@@ -339,15 +339,15 @@ class TestCourse:
 
     EPOCHS, STEPS = 10, 4
 
-    def course(self, model: nn.Module, folder: Path, *, done: int = 0) -> tuple[SparsityCourse, torch.optim.Optimizer]:
+    def course(self, model: nn.Module, folder: Path, *, done: int = 0) -> tuple[PenaltyCourse, torch.optim.Optimizer]:
         graph = trace(model.eval(), torch.zeros(1, 3, 8, 8))
         optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-        course = SparsityCourse(Sparsity(), folder, imgsz_px=8, writes=True)
+        course = PenaltyCourse(Sparsity(), folder, imgsz_px=8, writes=True)
         course.attach(graph, dict(model.named_parameters()), penalised_channels(graph), optimizer)
         course.start(done)
         return course, optimizer
 
-    def run(self, course: SparsityCourse, optimizer: torch.optim.Optimizer, epochs: range) -> list[float]:
+    def run(self, course: PenaltyCourse, optimizer: torch.optim.Optimizer, epochs: range) -> list[float]:
         """Run epochs without a task; return their strengths."""
         strengths = []
         for epoch in epochs:

@@ -30,7 +30,7 @@ from yolo_prune.export.provenance import read_provenance
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import Evaluation, evaluate, require_split
 from yolo_prune.pipeline.artefacts import (
-    BACKENDS,
+    FORMAT_OF,
     Exported,
     Variant,
     calibration_inputs,
@@ -49,7 +49,7 @@ class ExportBenchConfig:
     models: list[str] = setting(help="checkpoints, in the order of the table")
     data: str = setting(help="data yaml that they were trained on")
     split: str = setting("val", help="split on which mAP is measured")
-    formats: list[str] = setting(["onnx", "ncnn", "openvino"], help=f"of: {', '.join(BACKENDS.values())}")
+    formats: list[str] = setting(["onnx", "ncnn", "openvino"], help=f"of: {', '.join(FORMAT_OF.values())}")
     precisions: list[str] = setting(["fp32", "fp16", "int8"], help=f"of: {', '.join(PRECISIONS)}")
     imgsz: int = setting(320, help="image side", unit="px")
     images: int = setting(16, help="images whose raw outputs and boxes are compared", unit="images")
@@ -135,7 +135,7 @@ def bench(config: ExportBenchConfig) -> ExportFigures:
         YoloPruneError: Settings, data or checkpoints that cannot be, or work that failed.
     """
     for key, values, known in (
-        ("format", config.formats, BACKENDS.values()),
+        ("format", config.formats, FORMAT_OF.values()),
         ("precision", config.precisions, PRECISIONS),
     ):
         for value in values:
@@ -203,7 +203,7 @@ class Laboratory:
             told = read_provenance(found.path)
             size = size_on_disk(found.path)
         parity = found.parity and found.parity.to_json()
-        backend = next(name for name, format_name in BACKENDS.items() if format_name == cell.format)
+        backend = next(name for name, format_name in FORMAT_OF.items() if format_name == cell.format)
         return {
             "cell": dataclasses.asdict(cell),
             "macs": told.macs,

@@ -38,7 +38,7 @@ from yolo_prune.hosts.slim import MARKER
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.importance.plugged import CRITERIA
-from yolo_prune.pipeline.artefacts import BACKENDS, Variant, export_one
+from yolo_prune.pipeline.artefacts import FORMAT_OF, Variant, export_one
 from yolo_prune.pipeline.profile import ProfileConfig, profile
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
@@ -64,7 +64,7 @@ class LatencyConfig:
     model: str = setting(help="dense checkpoint, trained on the data")
     data: str = setting(help="data yaml with train and val")
     out: str = setting("runs/latency", help="folder of profiles, artefacts and trainings")
-    backends: list[str] = setting(["ncnn", "onnxruntime"], help=f"of: {', '.join(BACKENDS)}")
+    backends: list[str] = setting(["ncnn", "onnxruntime"], help=f"of: {', '.join(FORMAT_OF)}")
     imgsz: list[int] = setting([320, 640], help="image sides", unit="px")
     targets: list[float] = setting([0.6], help="fractions of the dense model's latency")
     allocation: str = setting("knapsack", help=f"one of: {', '.join(PATHS)}")
@@ -163,7 +163,7 @@ def bench(config: LatencyConfig) -> LatencyFigures:
         YoloPruneError: Settings, data or checkpoints that cannot be, or work that failed.
     """
     for backend in config.backends:
-        require_choice("backend", backend, BACKENDS)
+        require_choice("backend", backend, FORMAT_OF)
     for split in ("train", "val"):
         require_split(Path(config.data), split)
     cells = [
@@ -197,7 +197,7 @@ class Laboratory:
         cut = dataclasses.replace(cell, epochs=0, seed=0)
         self.folder = self.shared / f"{cell.target:g}-{cell.allocation}-{cell.criterion}-{cell_key(cut)}"
         self.tunes = self.folder / f"{cell.epochs}epochs-seed{cell.seed}"
-        self.variant = Variant(format=BACKENDS[cell.backend], imgsz_px=cell.imgsz_px)
+        self.variant = Variant(format=FORMAT_OF[cell.backend], imgsz_px=cell.imgsz_px)
 
     def run(self) -> dict[str, Any]:
         """Return the line of the record.

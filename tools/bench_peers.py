@@ -47,7 +47,7 @@ from yolo_prune.files import new_file
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.collection import TrainingImages, recalibrate_on
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, image_files, require_split
-from yolo_prune.pipeline.artefacts import BACKENDS, SUFFIXES
+from yolo_prune.pipeline.artefacts import FORMAT_OF, SUFFIXES
 from yolo_prune.pipeline.train import train_in
 from yolo_prune.surgery import counted_macs
 
@@ -260,8 +260,8 @@ class Laboratory:
         """Export with the host alone, which takes foreign classes as well."""
         copy = folder / "model.pt"
         copy.write_bytes(checkpoint.read_bytes())
-        YOLO(str(copy)).export(format=BACKENDS[backend], imgsz=self.experiment.imgsz_px)
-        return folder / f"model{SUFFIXES[BACKENDS[backend]]}"
+        YOLO(str(copy)).export(format=FORMAT_OF[backend], imgsz=self.experiment.imgsz_px)
+        return folder / f"model{SUFFIXES[FORMAT_OF[backend]]}"
 
 
 def bench(config: PeersConfig) -> PeerFigures:
@@ -275,7 +275,7 @@ def bench(config: PeersConfig) -> PeerFigures:
     if "torch_pruning" in config.peers and importlib.util.find_spec("torch_pruning") is None:
         raise MissingDependencyError("torch-pruning", extra="bench", purpose="prune with it")
     for backend in config.backends:
-        require_choice("backend", backend, BACKENDS)
+        require_choice("backend", backend, FORMAT_OF)
     require_least(config, epochs=0, dense_epochs=0)
     for split in ("train", "val", "test") if config.epochs else ("train", "val"):
         require_split(Path(config.data), split)

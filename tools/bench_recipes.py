@@ -41,7 +41,7 @@ from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
 from yolo_prune.hosts.ultralytics.evaluation import evaluate, require_split
 from yolo_prune.hosts.ultralytics.grafting_files import grafting_record
 from yolo_prune.hosts.ultralytics.surgery import trace_model
-from yolo_prune.pipeline.artefacts import BACKENDS, Variant, export_one
+from yolo_prune.pipeline.artefacts import FORMAT_OF, Variant, export_one
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.pipeline.rewrite import RewriteConfig, rewrite
@@ -91,7 +91,7 @@ def bench(config: RecipesConfig) -> Cells:
     for recipe in config.recipes:
         require_choice("recipe", recipe, RECIPES)
     for backend in config.backends:
-        require_choice("backend", backend, BACKENDS)
+        require_choice("backend", backend, FORMAT_OF)
     for split in ("train", "val", "test"):
         require_split(Path(config.data), split)
     cells = [
@@ -134,7 +134,7 @@ def _timed(config: RecipesConfig, cells: Sequence[Cell], one: RecipeRace) -> dic
     checkpoints[DENSE] = Laboratory(config, made[0]).dense()
 
     def export(checkpoint: Path, folder: Path, backend: str) -> Path:
-        return export_one(checkpoint, folder, Variant(format=BACKENDS[backend], imgsz_px=one.imgsz_px))
+        return export_one(checkpoint, folder, Variant(format=FORMAT_OF[backend], imgsz_px=one.imgsz_px))
 
     return race(one, checkpoints, export, runs=config.runs)
 

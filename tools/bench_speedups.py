@@ -23,7 +23,7 @@ from yolo_prune.configuration import json_setting, require_choice, setting
 from yolo_prune.device.benchmark import benchmark
 from yolo_prune.files import sha256
 from yolo_prune.hosts.ultralytics.checkpoints import read_checkpoint
-from yolo_prune.pipeline.artefacts import BACKENDS, Variant, export_one
+from yolo_prune.pipeline.artefacts import FORMAT_OF, Variant, export_one
 from yolo_prune.pipeline.prune import prune
 from yolo_prune.pipeline.prune_config import PruneConfig
 from yolo_prune.report import render
@@ -38,7 +38,7 @@ class SpeedupsConfig:
     """Settings of the benchmark."""
 
     models: list[str] = setting(help="dense checkpoints; a cell is known by the file's name")
-    backends: list[str] = setting(["ncnn", "openvino", "onnxruntime"], help=f"of: {', '.join(BACKENDS)}")
+    backends: list[str] = setting(["ncnn", "openvino", "onnxruntime"], help=f"of: {', '.join(FORMAT_OF)}")
     target_macs: float = setting(0.5, help="fraction of the MACs that is kept")
     allocations: list[str] = setting(["uniform", "global"], help=f"of: {', '.join(PATHS)}")
     multiples: list[int] = setting([8, 16], help="multiples that kept widths are rounded to", unit="channels")
@@ -95,7 +95,7 @@ def bench(config: SpeedupsConfig) -> SpeedupFigures:
     Raises:
         YoloPruneError: Settings, data or checkpoints that cannot be, or work that failed.
     """
-    for name, values, known in (("backends", config.backends, BACKENDS), ("allocations", config.allocations, PATHS)):
+    for name, values, known in (("backends", config.backends, FORMAT_OF), ("allocations", config.allocations, PATHS)):
         for value in values:
             require_choice(name, value, known)
     paths = {Path(model).stem: Path(model) for model in config.models}
@@ -116,7 +116,7 @@ def bench(config: SpeedupsConfig) -> SpeedupFigures:
 def timed(cell: Cell, paths: dict[str, Path]) -> dict[str, Any]:
     """Return the line of a cell."""
     with tempfile.TemporaryDirectory() as name:
-        folder, variant = Path(name), Variant(format=BACKENDS[cell.backend], imgsz_px=cell.imgsz_px)
+        folder, variant = Path(name), Variant(format=FORMAT_OF[cell.backend], imgsz_px=cell.imgsz_px)
         artefacts = {DENSE: export_one(paths[cell.model], folder / DENSE, variant)}
         macs = {}
         for allocation in cell.allocations:

@@ -25,7 +25,7 @@ from yolo_prune.cli import execute, script
 from yolo_prune.configuration import json_setting, setting
 from yolo_prune.device.reference import overlap
 from yolo_prune.errors import ConfigError, ExportError, ParityError
-from yolo_prune.export.bundling import TARGETS
+from yolo_prune.export.bundling import DEVICE_KINDS
 from yolo_prune.pipeline.bundle import BundleConfig, bundle
 from yolo_prune.report import render
 
@@ -234,7 +234,7 @@ def _system(cache: Path) -> Path:
     platforms = [f"--platform={name}" for name in PLATFORMS]
     _output(
         [sys.executable, "-m", "pip", "install", "--quiet", *platforms, "--only-binary=:all:",
-         f"--python-version={PYTHON}", f"--target={root / SITE}", *TARGETS["pi"].packages],
+         f"--python-version={PYTHON}", f"--target={root / SITE}", *DEVICE_KINDS["pi"].packages],
         "pip install for aarch64",
     )  # fmt: skip
     ready.touch()

@@ -40,7 +40,7 @@ class DeviceKind:
     engine: bool = False
 
 
-TARGETS: Mapping[str, DeviceKind] = {
+DEVICE_KINDS: Mapping[str, DeviceKind] = {
     "jetson": DeviceKind(
         title="NVIDIA Jetson", formats=("onnx",), packages=("numpy", "opencv-python-headless"), engine=True
     ),
@@ -68,7 +68,7 @@ def add_runner(folder: Path, bundle: Bundle) -> None:
     for name in _CARRIED:
         shutil.copyfile(package / name, folder / "yolo_prune" / name)
     (folder / "LICENSE").write_text(_license(), encoding="utf-8")
-    target = TARGETS[bundle.target]
+    target = DEVICE_KINDS[bundle.target]
     packages = "".join(f"{name}\n" for name in target.packages)
     (folder / requirements_file(bundle.target)).write_text(packages, encoding="utf-8")
     (folder / "README.md").write_text(_readme(bundle, target), encoding="utf-8")

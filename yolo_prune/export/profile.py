@@ -51,7 +51,7 @@ class Target:
     """What latencies are measured of.
 
     Attributes:
-        backend: One of `BACKENDS`.
+        backend: One of `RUNTIMES`.
         imgsz_px: Side of the square input.
         threads: Of the runtime.
         precision: How artefacts store their weights; engines compute in it.

@@ -36,8 +36,8 @@ SUFFIXES = {
 }  # fmt: skip
 """How artefacts are called, by format; the host's own endings, so that `YOLO(artefact)` knows them."""
 
-BACKENDS = {"onnxruntime": "onnx", "ncnn": "ncnn", "openvino": "openvino", "tensorrt": "engine"}
-"""Formats by the runtime that runs them."""
+FORMAT_OF = {"onnxruntime": "onnx", "ncnn": "ncnn", "openvino": "openvino", "tensorrt": "engine"}
+"""The format of the artefacts that a runtime runs, by its name."""
 
 FAILED = ".failed"
 """What the name of an artefact that disagrees gets at its end; a JSON file beside it tells how far it is off."""

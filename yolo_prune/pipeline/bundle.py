@@ -23,7 +23,7 @@ from yolo_prune.device.sources import read_image, write_image
 from yolo_prune.device.tensorrt_library import Version
 from yolo_prune.device.tensorrt_recipe import EngineOptions
 from yolo_prune.errors import ConfigError, DataError, ParityError
-from yolo_prune.export.bundling import TARGETS, add_runner, tidy, write_manifest
+from yolo_prune.export.bundling import DEVICE_KINDS, add_runner, tidy, write_manifest
 from yolo_prune.export.onnx_contract import require_contract
 from yolo_prune.export.parity import TOLERANCES, ParityReport, check_parity
 from yolo_prune.export.provenance import Provenance, provenance_of, write_provenance
@@ -50,7 +50,7 @@ class BundleConfig:
     """Settings of `bundle`."""
 
     model: str = setting(help="checkpoint (.pt), dense or slim")
-    target: str = setting(help=f"kind of device: {', '.join(TARGETS)}")
+    target: str = setting(help=f"kind of device: {', '.join(DEVICE_KINDS)}")
     out: str = setting(help="new folder, to be copied to the device")
     imgsz: int = setting(640, help="image side", unit="px")
     half: bool = setting(False, help="16-bit weights; on a jetson, of the engine that is built there")
@@ -132,22 +132,22 @@ def _check(config: BundleConfig) -> None:
         MissingDependencyError: A package that an export needs is not installed.
         OutputError: The folder exists.
     """
-    require_choice("target", config.target, TARGETS)
+    require_choice("target", config.target, DEVICE_KINDS)
     require_least(config, images=1, calibration=1)
     refuse_existing(Path(config.out))
     precision_of(half=config.half, int8=config.int8)
-    if config.int8 and not (TARGETS[config.target].engine and config.data):
+    if config.int8 and not (DEVICE_KINDS[config.target].engine and config.data):
         raise ConfigError(
             f"int8=true with target={config.target} and data={config.data or 'not set'}",
             expected="target=jetson and data=, whose training images the engine is calibrated on",
             remedy="use half=true, or leave int8 out",
         )
-    for name in TARGETS[config.target].formats:
+    for name in DEVICE_KINDS[config.target].formats:
         require_packages(cast(ExportFormat, name))
 
 
 def _engine_precision(config: BundleConfig) -> str | None:
-    if not TARGETS[config.target].engine:
+    if not DEVICE_KINDS[config.target].engine:
         return None
     return precision_of(half=config.half, int8=config.int8)
 
@@ -196,7 +196,7 @@ def _export_all(
 ) -> dict[Path, ParityReport]:
     """Export every format of the target, prove each before the next, and write into it what was proved."""
     source, parity = Path(config.model), {}
-    target = TARGETS[config.target]
+    target = DEVICE_KINDS[config.target]
     for name in target.formats:
         artefact = folder / "artefacts" / f"{source.stem}{SUFFIXES[name]}"
         if target.engine:  # up to version 10, which JetPack has, TensorRT itself takes the file to 16 or 8 bit

@@ -24,7 +24,7 @@ from yolo_prune.files import write_json
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import read_deployable
 from yolo_prune.hosts.ultralytics.surgery import trace_model
-from yolo_prune.pipeline.artefacts import BACKENDS, Variant
+from yolo_prune.pipeline.artefacts import FORMAT_OF, Variant
 from yolo_prune.pipeline.benchmark import THREADS
 from yolo_prune.pipeline.record import Record
 from yolo_prune.pipeline.timing import this_machine, timing_beside
@@ -45,7 +45,7 @@ class ProfileConfig:
 
     model: str = setting(help="checkpoint (.pt) whose slim versions are timed")
     out: str = setting(help="folder of the timings; one that exists goes on")
-    backend: str = setting("onnxruntime", help=f"what runs them: {', '.join(BACKENDS)}")
+    backend: str = setting("onnxruntime", help=f"what runs them: {', '.join(FORMAT_OF)}")
     imgsz: int = setting(640, help="image side", unit="px")
     threads: int = setting(**THREADS)
     half: bool = setting(False, help="16-bit weights; engines compute in 16 bit")
@@ -92,12 +92,12 @@ def profile(config: ProfileConfig) -> ProfileResult:
     Raises:
         YoloPruneError: Bad input, or a folder of other timings; what was timed stays.
     """
-    require_choice("backend", config.backend, BACKENDS)
+    require_choice("backend", config.backend, FORMAT_OF)
     target = Target(
         backend=config.backend, imgsz_px=config.imgsz, threads=config.threads,
         precision="fp16" if config.half else "fp32",
     )  # fmt: skip
-    Variant(format=BACKENDS[target.backend], precision=target.precision, imgsz_px=config.imgsz).require_possible()
+    Variant(format=FORMAT_OF[target.backend], precision=target.precision, imgsz_px=config.imgsz).require_possible()
     require_measurable(threads=config.threads, runs=config.runs)
     require_least(config, candidates=PROBES + FEWEST, seed=0)
     source = read_deployable(Path(config.model), imgsz_px=config.imgsz)

@@ -20,7 +20,7 @@ from yolo_prune.export.profile import Target, Timed
 from yolo_prune.hosts.slim import Checkpoint
 from yolo_prune.hosts.ultralytics.checkpoints import write_slim
 from yolo_prune.hosts.ultralytics.surgery import slim_copy
-from yolo_prune.pipeline.artefacts import BACKENDS, EngineSettings, Variant, export_one
+from yolo_prune.pipeline.artefacts import FORMAT_OF, EngineSettings, Variant, export_one
 from yolo_prune.plan import plan_from_keep
 
 DENSE, SLIM = "dense", "slim"
@@ -48,7 +48,7 @@ class Beside:
     ) -> None:
         self._source, self._graph, self._folder, self._target, self._runs = source, graph, folder, target, runs
         self._variant = Variant(
-            format=BACKENDS[target.backend], precision=target.precision, imgsz_px=target.imgsz_px,
+            format=FORMAT_OF[target.backend], precision=target.precision, imgsz_px=target.imgsz_px,
             engine=EngineSettings(timing_cache=folder / "timing.cache"),  # most layers are those of the network before
         )  # fmt: skip
         dense = folder / f"{DENSE}.pt"

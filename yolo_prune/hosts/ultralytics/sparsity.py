@@ -21,7 +21,7 @@ from yolo_prune.hosts.ultralytics.records import FILES
 from yolo_prune.hosts.ultralytics.run_files import forget_best
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.importance.base import FloatArray
-from yolo_prune.methods.slimming.course import PICTURE, RECORD, SparsityCourse, sparsity_record
+from yolo_prune.methods.slimming.course import PICTURE, RECORD, PenaltyCourse, sparsity_record
 from yolo_prune.methods.slimming.penalty import penalised_channels
 from yolo_prune.methods.slimming.strength import Sparsity
 from yolo_prune.methods.steps import learning_rates
@@ -63,7 +63,7 @@ class SparsityTraining:
 
     options: SparsityOptions
     draw: Callable[[dict[str, Any], Path], None] | None = None
-    _course: SparsityCourse | None = field(default=None, init=False)
+    _course: PenaltyCourse | None = field(default=None, init=False)
     _network: Any = field(default=None, init=False)
     _lr_sums: FloatArray = field(default_factory=lambda: np.zeros(0), init=False)
 
@@ -79,7 +79,7 @@ class SparsityTraining:
 
     def begin(self, trainer: Any) -> None:
         """Trace the network that is trained and hook the optimizer; go on from the record where training is resumed."""
-        self._course = SparsityCourse(
+        self._course = PenaltyCourse(
             self.options, trainer.save_dir, imgsz_px=int(trainer.args.imgsz), writes=RANK in {-1, 0}
         )
         self._attach(trainer)
@@ -148,7 +148,7 @@ class SparsityTraining:
             accumulate=trainer.accumulate,
         )
 
-    def _known_course(self) -> SparsityCourse:
+    def _known_course(self) -> PenaltyCourse:
         assert self._course is not None  # the host calls `begin` first
         return self._course
 

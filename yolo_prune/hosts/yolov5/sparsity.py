@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from yolo_prune.hosts.yolov5.surgery import trace_model
-from yolo_prune.methods.slimming.course import SparsityCourse, sparsity_record
+from yolo_prune.methods.slimming.course import PenaltyCourse, sparsity_record
 from yolo_prune.methods.slimming.penalty import penalised_channels
 from yolo_prune.methods.slimming.strength import Sparsity
 from yolo_prune.methods.steps import learning_rates
@@ -32,7 +32,7 @@ class SparsityRun:
 
     def __init__(self, sparsity: Sparsity, script: Any, options: Any, *, first: int) -> None:
         self._script, self._options, self._epoch = script, options, first
-        self._course = SparsityCourse(
+        self._course = PenaltyCourse(
             sparsity, Path(options.save_dir), imgsz_px=int(options.imgsz), writes=script.RANK in (-1, 0)
         )
         self._in_epoch, self._batches, self._batch = False, 0, 0

@@ -36,7 +36,7 @@ RECORD, TABLE, PICTURE = "sparsity.json", "sparsity.csv", "sparsity.png"
 BINS = 50
 
 
-class SparsityCourse:
+class PenaltyCourse:
     """The penalty of one training, epoch by epoch.
 
     Args:
