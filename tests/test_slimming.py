@@ -16,7 +16,13 @@ from torch import nn
 from yolo_prune.channels import trace
 from yolo_prune.errors import ConfigError
 from yolo_prune.methods.slimming.course import PenaltyCourse
-from yolo_prune.methods.slimming.penalty import ScalePenalty, channel_scales, penalised_channels
+from yolo_prune.methods.slimming.penalty import (
+    FADE,
+    ScalePenalty,
+    carry_zeros,
+    channel_scales,
+    penalised_channels,
+)
 from yolo_prune.methods.slimming.strength import AutoStrength, Sparsity, schedule_factor
 
 LR, STRENGTH = 0.125, 0.25
@@ -332,6 +338,64 @@ class TestAuto:
 
     def test_does_not_explode_when_nothing_moves(self):
         assert AutoStrength().strength(1.0, 2.0, arrived=-5.0) == AutoStrength().strength(1.0, 2.0, arrived=0.1) == 5.0
+
+
+class TestFading:
+    """A silent channel is a constant, its shift, until that is gone too: padding does not go on with it."""
+
+    @pytest.mark.parametrize("mode", ["proximal", "subgradient"])
+    def test_shifts_of_silent_channels_by_hand(self, mode):
+        """exp(-20 s lr / median) a step; the stem shares its channels with the shortcut's other norm, which is loud."""
+        model = network()
+        with torch.no_grad():
+            for norm in (model.stem_bn, model.inner_bn, model.outer_bn):
+                norm.bias.fill_(1.0)
+            model.inner_bn.weight[:3] = 0.0
+            model.stem_bn.weight[:2] = 0.0
+            model.outer_bn.weight[1] = 0.0  # so that channel 1 of the sum is silent, channel 0 is not
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+        penalty = attached(model, optimizer, mode)
+        penalty.typical = 0.5
+        for _ in range(3):
+            optimizer.step()
+        left = np.exp(-FADE * STRENGTH * LR / 0.5 * 3)
+        assert model.inner_bn.bias.detach().numpy() == pytest.approx([left] * 3 + [1.0] * 3)
+        sums = [1.0, left, *[1.0] * 6]
+        assert model.stem_bn.bias.detach().numpy() == pytest.approx(sums)
+        assert model.outer_bn.bias.detach().numpy() == pytest.approx(sums)
+
+    def test_the_average_takes_them_over(self):
+        model, average = network(), network()
+        with torch.no_grad():
+            model.inner_bn.weight[0] = 0.0
+            model.inner_bn.bias.fill_(0.25)
+            average.inner_bn.bias.fill_(1.0)
+        graph = trace(model.eval(), torch.zeros(1, 3, 8, 8))
+        carry_zeros(graph, *(dict(one.named_parameters()) for one in (model, average)))
+        assert average.inner_bn.weight[0] == 0.0
+        assert average.inner_bn.bias.tolist() == [0.25, *[1.0] * 5]
+        assert torch.equal(average.inner_bn.weight[1:], network().inner_bn.weight[1:])
+
+    def test_a_course_lets_them_fade_and_goes_on_doing_so_when_it_is_resumed(self, tmp_path):
+        courses = TestCourse()
+        model = network()
+        with torch.no_grad():
+            model.inner_bn.bias.fill_(1.0)
+        courses.run(*courses.course(model, tmp_path), range(5))
+        course, optimizer = courses.course(model, tmp_path, done=5)
+        assert course.penalty.typical == pytest.approx(float(np.median(penalised_scales(network()))))
+        courses.run(course, optimizer, range(5, 10))
+        zero = model.inner_bn.weight == 0
+        assert 0 < int(zero.sum()) < 6
+        shifts = model.inner_bn.bias.detach()
+        assert float(shifts[zero].max()) < 0.5
+        assert torch.equal(shifts[~zero], torch.ones(int((~zero).sum())))
+
+
+def penalised_scales(model: nn.Module) -> np.ndarray:
+    """The scale of each penalised channel."""
+    graph = trace(model.eval(), torch.zeros(1, 3, 8, 8))
+    return channel_scales(graph, dict(model.named_parameters()))[penalised_channels(graph)]
 
 
 class TestCourse:

@@ -21,16 +21,13 @@ from yolo_prune.hosts.ultralytics.records import FILES
 from yolo_prune.hosts.ultralytics.run_files import forget_best
 from yolo_prune.hosts.ultralytics.surgery import trace_model
 from yolo_prune.importance.base import FloatArray
-from yolo_prune.methods.slimming.course import PICTURE, RECORD, PenaltyCourse, sparsity_record
+from yolo_prune.methods.slimming.course import PICTURE, RECORD, SETTLING, PenaltyCourse, sparsity_record
 from yolo_prune.methods.slimming.penalty import penalised_channels
 from yolo_prune.methods.slimming.strength import Sparsity
 from yolo_prune.methods.steps import learning_rates
 
 Scope: TypeAlias = Literal["backbone", "neck", "head"]
 SCOPES: tuple[Scope, ...] = ("backbone", "neck", "head")
-
-SETTLING = 16
-"""Batches that the statistics of norms are measured on after each epoch, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +151,7 @@ class SparsityTraining:
 
 
 def _settle(trainer: Any) -> None:
-    """Measure the batch-norm statistics of the average anew, before it is validated and saved.
-
-    Training averages them over some thirty batches, in which the penalty moves every scale. Each layer then misjudges
-    what the one before it sends, and over sixty layers these errors multiply: mAP reads zero, and the network is well.
-    """
+    """Measure the batch-norm statistics of the average anew, before it is validated and saved; see `SETTLING`."""
     network = network_of(trainer.ema.ema)
     if RANK in {-1, 0} and task_of(network) in DEPLOYED_TASKS:
         with contextlib.suppress(ConfigError):  # weights that are not finite: the host goes back to the epoch before

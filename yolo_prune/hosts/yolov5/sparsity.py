@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from yolo_prune.errors import ConfigError
+from yolo_prune.files import new_file
 from yolo_prune.hosts.yolov5.surgery import trace_model
-from yolo_prune.methods.slimming.course import PenaltyCourse, sparsity_record
+from yolo_prune.methods.slimming.course import SETTLING, PenaltyCourse, sparsity_record
 from yolo_prune.methods.slimming.penalty import penalised_channels
 from yolo_prune.methods.slimming.strength import Sparsity
 from yolo_prune.methods.steps import learning_rates
+from yolo_prune.search import recalibrate
 from yolo_prune.surgery.copying import copied
 
 NOMINAL_BATCH = 64
@@ -46,15 +53,17 @@ class SparsityRun:
         graph = trace_model(copied(model).cpu().float().eval())
         self._course.attach(graph, dict(model.named_parameters()), penalised_channels(graph), optimizer)
 
-    def count_batches(self, loader: Any, batch: int) -> None:
-        """Remember the first loader that train.py makes, which is that of its training images.
+    def count_batches(self, loader: Any, batch: int) -> bool:
+        """Remember the first loader that train.py makes, which is that of its training images; return whether it is it.
 
         Args:
             loader: It.
             batch: Images of a batch in this process.
         """
-        if not self._batches:
-            self._batches, self._batch = len(loader), batch * self._script.WORLD_SIZE
+        if self._batches:
+            return False
+        self._batches, self._batch = len(loader), batch * self._script.WORLD_SIZE
+        return True
 
     def training_starts(self, *_: Any, **__: Any) -> None:
         """Know how the learning rate will go."""
@@ -89,6 +98,24 @@ class SparsityRun:
         for warning in self._course.end_epoch():
             self._script.LOGGER.warning(f"sparsity, epoch {self._epoch + 1}: {warning}")
         self._epoch, self._in_epoch = self._epoch + 1, False
+
+    def keep_last(self, last: Path, _epoch: int, _final: bool, best_fitness: float, fitness: float) -> None:
+        """Make the best checkpoint the last one, whose scales are the sparse ones, where train.py has not done so."""
+        if fitness != best_fitness:
+            with new_file(last.with_name("best.pt"), replace=True) as temporary:
+                shutil.copyfile(last, temporary)
+
+    def settle(self, average: nn.Module, batches: Iterable[Any]) -> None:
+        """Measure the batch-norm statistics of the moving average anew; see `SETTLING`.
+
+        Args:
+            average: It, in float32.
+            batches: What train.py's loaders yield.
+        """
+        device = next(average.parameters()).device
+        images = (images.to(device).float() / 255 for images, *_ in itertools.islice(batches, SETTLING))
+        with contextlib.suppress(ConfigError):  # weights that are not finite: train.py's own affair
+            recalibrate(average, images, lambda network, batch: network(batch))
 
     def carry_zeros(self, average: nn.Module) -> None:
         """Make scales that are zero in the trained model zero in its moving average."""

@@ -8,7 +8,7 @@ run is found, sets these up.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,6 +26,12 @@ from yolo_prune.hosts.yolov5.source import Classic
 from yolo_prune.hosts.yolov5.sparsity import SparsityRun, sparsity_in
 from yolo_prune.methods.slimming.course import PICTURE, forget_record, sparsity_record
 from yolo_prune.methods.slimming.strength import Sparsity
+
+PLAIN = {
+    "hyp": None, "augment": False, "cache": None, "rect": False, "rank": -1, "workers": 0, "image_weights": False,
+    "quad": False, "shuffle": True,
+}  # fmt: skip
+"""Flags of train.py's loader of training images, as they are: neither augmented nor in the order of their names."""
 
 Draw: TypeAlias = Callable[[dict[str, Any], Path], None]
 
@@ -83,6 +89,8 @@ class _Training:
         self._slim: nn.Module | None = None
         self._run: SparsityRun | None = None
         self._models: list[Any] = []
+        self._averaged: nn.Module | None = None
+        self._calm: Callable[[], Iterable[Any]] = tuple
 
     def __call__(self, hyp: Any, opt: Any, device: Any, callbacks: Any) -> Any:
         """Train as train.py does."""
@@ -96,9 +104,13 @@ class _Training:
         if self._run:
             callbacks.register_action("on_train_start", "yolo_prune", self._run.training_starts)
             callbacks.register_action("on_train_epoch_start", "yolo_prune", self._run.epoch_starts)
-            callbacks.register_action("on_train_epoch_end", "yolo_prune", self._run.epoch_ends)
+            callbacks.register_action("on_train_epoch_end", "yolo_prune", self._end_epoch)
+            callbacks.register_action("on_model_save", "yolo_prune", self._run.keep_last)
         average = _carrying(self._average, self)
         names = {"Model": self.model, "smart_optimizer": self.smart_optimizer, "ModelEMA": average}
+        if self._run:  # of a network that is meant to lose mAP, the first epoch would be the best, and patience end
+            stopping = self._script.EarlyStopping
+            names["EarlyStopping"] = lambda **_: stopping(patience=0)
         with replaced(self._script, create_dataloader=self.create_dataloader, **names):
             results = self._train(hyp, opt, device, callbacks)
         record = sparsity_record(self.folder) if self._run and self._is_first() else None
@@ -137,9 +149,22 @@ class _Training:
     def create_dataloader(self, path: Any, imgsz: int, batch_size: int, *args: Any, **kwargs: Any) -> Any:
         """Make a loader as train.py does, and count its batches."""
         loader, dataset = self._loader(path, imgsz, batch_size, *args, **kwargs)
-        if self._run:
-            self._run.count_batches(loader, batch_size)
+        if self._run and self._run.count_batches(loader, batch_size):
+            plain = {**kwargs, **PLAIN}
+            self._calm = lambda: self._loader(path, imgsz, min(batch_size, 16), *args, **plain)[0]
         return loader, dataset
+
+    def averages_in(self, average: nn.Module) -> None:
+        """Remember the moving average, whose widths must stay."""
+        self._averaged = average
+        self.watch(average)
+
+    def _end_epoch(self, *_: Any, **__: Any) -> None:
+        """Measure the average's norms anew before it is validated and saved; write down what the epoch did."""
+        assert self._run is not None
+        if self._averaged is not None:
+            self._run.settle(self._averaged, self._calm())
+        self._run.epoch_ends()
 
     def watch(self, model: nn.Module) -> None:
         """Remember a model whose widths must stay."""
@@ -212,7 +237,7 @@ def _carrying(average: type, training: _Training) -> Callable[..., Any]:
     class CarryingEMA(average):
         def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
             super().__init__(model, *args, **kwargs)
-            training.watch(self.ema)
+            training.averages_in(self.ema)
 
         def update(self, model: nn.Module) -> None:
             super().update(model)

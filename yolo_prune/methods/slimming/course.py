@@ -35,6 +35,13 @@ RECORD, TABLE, PICTURE = "sparsity.json", "sparsity.csv", "sparsity.png"
 
 BINS = 50
 
+SETTLING = 16
+"""Batches on which hosts measure the statistics of norms anew after each epoch, at most.
+
+Training averages them over some thirty batches, in which the penalty moves every scale. Each layer then misjudges what
+the one before it sends, and over sixty layers these errors multiply: mAP reads zero, and the network is well.
+"""
+
 
 class PenaltyCourse:
     """The penalty of one training, epoch by epoch.
@@ -54,6 +61,7 @@ class PenaltyCourse:
         self.history: list[EpochHealth] = []
         self._auto, self._table = AutoStrength(share=sparsity.share), HealthTable(folder / TABLE)
         self._penalty: ScalePenalty | None = None
+        self._typical: float | None = None
         self._told = False
 
     def attach(
@@ -75,6 +83,7 @@ class PenaltyCourse:
         self._graph, self._parameters = graph, parameters
         self._penalty = ScalePenalty(graph, parameters, chosen, mode=self.sparsity.mode)
         self._penalty.attach(optimizer)
+        self._penalty.typical = self._typical
 
     def start(self, done: int = 0) -> None:
         """Look at the scales before the first epoch, or go on from the record.
@@ -89,12 +98,15 @@ class PenaltyCourse:
         record = sparsity_record(self._folder) if done else None
         if record is None:
             scales = self._scales()[self.penalty.chosen]
-            self._below, self._largest = SILENT * float(np.median(scales)), float(scales.max())
+            self._typical, self._largest = float(np.median(scales)), float(scales.max())
+            self._below = SILENT * self._typical
             self._measure(epoch=0)
         else:
             self._below, self._largest = record["silent_below"], record["largest"]
+            self._typical = self._below / SILENT
             self.history = [EpochHealth(**epoch) for epoch in record["epochs"] if epoch["epoch"] <= done]
             self._table.load(done)
+        self.penalty.typical = self._typical
         self._write()
 
     def begin_epoch(self, epoch: int, lr_sums: FloatArray) -> str | None:

@@ -4,6 +4,9 @@ Source: Liu et al., Learning Efficient Convolutional Networks through Network Sl
 sign(gamma)`. A channel that several batch norms scale (those of a shortcut) has the group norm of its scales as
 penalty: Yuan and Lin, Model selection and estimation in regression with grouped variables, 2006.
 
+A channel without a scale is still the constant that its shift makes of it. Where padding follows, which does not go on
+with it, no bias can take its place; so the shifts of silent channels fade while there is still training to answer it.
+
 The penalty belongs between clipping and the step, once per step: added after every `backward()` it would be divided by
 the AMP scale, shrunk by the clip and counted once per micro-batch. So it hooks the optimizer itself.
 """
@@ -22,11 +25,15 @@ from torch.optim import Optimizer
 from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
 from yolo_prune.errors import ConfigError
 from yolo_prune.importance.base import FloatArray, scale_axes, scales
+from yolo_prune.methods.slimming.health import SILENT
 from yolo_prune.methods.slimming.strength import Mode
 from yolo_prune.methods.steps import skipped
 
 ADAPTIVE = (torch.optim.Adam, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop)
 """Optimizers that divide by the gradient's own size (AdamW is an Adam): a subgradient of any strength moves alike."""
+
+FADE = 20.0
+"""How often the shift of a silent channel falls by e while a median scale would go to zero."""
 
 TINY = float(np.finfo(np.float32).tiny)
 """Keeps 0 / 0 from being NaN."""
@@ -58,6 +65,7 @@ class _Entries:
         sizes: Their lengths.
         channels: For each entry, its penalised channel's number, or the number of channels where it is left alone.
         weights: Square root of the number of scales of each channel; 0 for the last, which stands for no channel.
+        shifts: The shifts beside the scales, the `tensors`.
     """
 
     tensors: list[Tensor]
@@ -65,6 +73,7 @@ class _Entries:
     sizes: list[int]
     channels: Tensor
     weights: Tensor
+    shifts: list[Tensor]
 
 
 class ScalePenalty:
@@ -82,6 +91,7 @@ class ScalePenalty:
 
     Attributes:
         strength: s, to be set at any time.
+        typical: Median scale of the network before all; shifts of channels below `SILENT` of it fade. None: none does.
         steps: Optimizer steps since the last `forget`.
         lr_sum: Sum of their learning rates for scales, averaged over the scales.
 
@@ -93,6 +103,7 @@ class ScalePenalty:
         self, graph: ChannelGraph, parameters: Mapping[str, Tensor], chosen: BoolArray, *, mode: Mode = "proximal"
     ) -> None:
         self.mode, self.strength = mode, 0.0
+        self.typical: float | None = None
         self.graph, self.chosen = graph, chosen.copy()
         axes = {name: graph.axes[name, dim].channels for name, dim in scale_axes(graph)}
         for name, channels in axes.items():
@@ -105,6 +116,7 @@ class ScalePenalty:
                 expected="free channels with a trainable batch norm in the scope",
                 remedy="widen sparsity_scope, or freeze less",
             )
+        self._shifts = {name: parameters[shift_of(name)] for name in self._parameters}
         self._numbers: IntArray = np.cumsum(self.chosen) - 1
         self._entries: _Entries | None = None
         self._handles: list[Any] = []
@@ -169,6 +181,7 @@ class ScalePenalty:
             sizes=[len(tensor) for tensor in tensors.values()],
             channels=torch.from_numpy(numbers).to(device),
             weights=torch.from_numpy(weights).to(device),
+            shifts=[self._shifts[name] for name in tensors],
         )
 
     @torch.no_grad()
@@ -190,7 +203,7 @@ class ScalePenalty:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        if self.mode != "proximal" or not self.strength or skipped(optimizer):
+        if not self.strength or skipped(optimizer):
             return
         entries = self._known_entries()
         _, norms = self._norms(entries)
@@ -199,10 +212,17 @@ class ScalePenalty:
         lr = torch.repeat_interleave(norms.new_tensor(rates), torch.tensor(entries.sizes, device=norms.device))
         lr_sums = torch.zeros_like(norms).index_add_(0, entries.channels, lr)
         mean_lr = lr_sums / entries.weights.square().clamp_min(1.0)
-        step = self.strength * entries.weights * mean_lr
-        factors = (1.0 - step / norms.clamp_min(TINY)).clamp_min(0.0)
-        factors[-1] = 1.0  # what is left alone
-        torch._foreach_mul_(entries.tensors, list(factors[entries.channels].split(entries.sizes)))
+        if self.mode == "proximal":
+            step = self.strength * entries.weights * mean_lr
+            factors = (1.0 - step / norms.clamp_min(TINY)).clamp_min(0.0)
+            factors[-1] = 1.0  # what is left alone
+            torch._foreach_mul_(entries.tensors, list(factors[entries.channels].split(entries.sizes)))
+            norms = norms * factors
+        if self.typical:
+            silent = norms <= SILENT * self.typical * entries.weights
+            fading = torch.where(silent, torch.exp(-FADE * self.strength * mean_lr / self.typical), 1.0)
+            fading[-1] = 1.0
+            torch._foreach_mul_(entries.shifts, list(fading[entries.channels].split(entries.sizes)))
 
     def _known_entries(self) -> _Entries:
         assert self._entries is not None  # hooks run on an attached optimizer only
@@ -230,7 +250,7 @@ class ScalePenalty:
 
 @torch.no_grad()
 def carry_zeros(graph: ChannelGraph, current: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> None:
-    """Make scales of a moving average zero, in place, where those of the network are.
+    """Make scales of a moving average zero, in place, where those of the network are, and their shifts the network's.
 
     The average of a scale that became zero late is not zero for long, and checkpoints hold the average.
 
@@ -240,7 +260,14 @@ def carry_zeros(graph: ChannelGraph, current: Mapping[str, Tensor], average: Map
         average: The average's.
     """
     for name, _ in scale_axes(graph):
-        average[name].mul_(current[name] != 0)
+        zero, shift = current[name] == 0, shift_of(name)
+        average[name].masked_fill_(zero, 0.0)
+        average[shift].copy_(torch.where(zero, current[shift], average[shift]))
+
+
+def shift_of(scale: str) -> str:
+    """Return the name of the shift beside a batch-norm scale."""
+    return f"{scale.removesuffix('weight')}bias"
 
 
 def channel_scales(graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> FloatArray:
