@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,8 +18,11 @@ from command_line import write_yaml
 from torch import nn
 
 from yolo_prune.cli import main
+from yolo_prune.hosts.replacing import replaced
 from yolo_prune.hosts.slim import MARKER, widths
 from yolo_prune.hosts.yolov5.source import installed
+from yolo_prune.hosts.yolov5.trainer import PLAIN
+from yolo_prune.search import recalibrate
 
 TESTS = Path(__file__).parent
 STRENGTH = 200.0
@@ -130,6 +134,33 @@ class TestSparsity:
         assert sum(int(part.sum()) for part in zeros.values()) > 1000
         assert all(not average[name][part].any() for name, part in zeros.items())
         pruned(tmp_path / "auto/weights/best.pt", tmp_path / "slim.pt", "--criterion", "bn_scale")
+
+    @pytest.fixture(scope="class")
+    def worse_with_every_epoch(self, tmp_path_factory, data64, dense_classic):
+        """A training that sparsity makes worse, as it does: train.py would keep its first epoch, and stop after one."""
+        folder, falling = tmp_path_factory.mktemp("worse"), iter([0.9, 0.8, 0.7])
+        with replaced(installed().module("train"), fitness=lambda _: np.array([next(falling)])):
+            flags = ["--epochs", 3, "--patience", 1, "--sparsity", "auto", "--save-period", 1]
+            trained(folder, "a", data64, "--weights", dense_classic, *flags)
+        return folder / "a" / "weights"
+
+    def test_the_best_network_is_the_last_one(self, worse_with_every_epoch):
+        best, last = (stored(worse_with_every_epoch / f"{name}.pt").state_dict() for name in ("best", "last"))
+        first = stored(worse_with_every_epoch / "epoch0.pt", "ema").state_dict()
+        assert all(torch.equal(best[name], last[name]) for name in best)
+        assert not all(torch.equal(best[name], first[name]) for name in best)
+
+    def test_statistics_of_norms_are_those_of_the_network_that_is_saved(self, worse_with_every_epoch, data64):
+        content = yaml.safe_load(data64.read_text())
+        make = installed().module("train").create_dataloader
+        loader, _ = make(str(Path(content["path"], content["train"])), 64, 4, 32, **PLAIN)
+        for key, right in (("ema", True), ("model", False)):
+            model = stored(worse_with_every_epoch / "epoch2.pt", key).float()
+            before = {name: value.clone() for name, value in model.named_buffers() if name.endswith("running_var")}
+            recalibrate(model, loader, lambda network, batch: network(batch[0].float() / 255))
+            after = dict(model.named_buffers())
+            off = max(float(((after[name] - old) / (old + 1e-3)).abs().max()) for name, old in before.items())
+            assert (off < 0.01) == right  # it was saved in half precision
 
 
 class TestPrune:
