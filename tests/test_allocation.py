@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from models import SMALL, lively
 from toys import build
 
 from yolo_prune.allocation import PATHS, Allocation, Budget, Constraints, WidthSolver, allocate
+from yolo_prune.allocation.budget import lowest_go
 from yolo_prune.allocation.knapsack import Knapsack
+from yolo_prune.allocation.threshold import GlobalThreshold
 from yolo_prune.channels import ChannelGraph, trace
 from yolo_prune.errors import ConfigError, InfeasibleTargetError
 from yolo_prune.hosts.ultralytics.surgery import trace_model
@@ -95,6 +98,71 @@ def test_global_takes_from_where_scores_are_low() -> None:
     keep = allocate(graph, scores, Budget(unit="params", ratio=0.93), Allocation(path="global", constraints=limits))
     assert keep[a].all()
     assert keep[b].tolist() == [True, True, False, False, True, True]  # 152 parameters, 6 a channel of b: two go
+
+
+def halves() -> tuple[ChannelGraph, list[np.ndarray]]:
+    """A graph with a C2f, and the channels of its tied halves and of a group that is tied to none."""
+    graph = family("yolov8n")
+    names = graph.group_names()
+    return graph, [graph.groups[names[f"model.6.{name}"]].channels for name in ("cv1.conv#1", "cv1.conv#2", "cv2.conv")]
+
+
+def test_dead_channels_go_before_good_ones_that_are_tied_to_dead_ones() -> None:
+    """One half of a C2f is dead, the other is good. Ranked singly, the halves would meet at half of both."""
+    graph, (dead, good, other) = halves()
+    scores = np.full(graph.channel_count, 10.0)
+    scores[dead], scores[good], scores[other] = 0.0, 1.0, 0.4
+    limits = Constraints(min_channels=8, round_to=8)
+    path = GlobalThreshold(graph, scores, WidthSolver(graph, limits, scores=scores))
+    groups = [next(index for index, group in enumerate(graph.groups) if group.channels is one) for one in (dead, good)]
+    first = graph.widths() - path.wish(1)
+    assert first[groups].tolist() == [0.0, 0.0]  # the pair costs 0.5 a channel, the other group 0.4
+    scores[other] = 0.6
+    path = GlobalThreshold(graph, scores, WidthSolver(graph, limits, scores=scores))
+    first = graph.widths() - path.wish(1)
+    assert first[groups].tolist() == [8.0, 8.0]
+    assert first.sum() == 16.0
+
+
+def test_of_equal_scores_only_dead_channels_go_while_there_are_any() -> None:
+    """Half of every group is dead: 30% fewer MACs need none of the others."""
+    graph = family("yolov8n")
+    scores = np.ones(graph.channel_count)
+    for group in graph.groups:
+        scores[group.channels[::2]] = 0.0
+    keep = allocate(graph, scores, Budget(unit="macs", ratio=0.7), Allocation())
+    assert scores[~keep].max() == 0.0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["yolov8n", "yolov9t", "yolo11n"]), st.sampled_from([1, 8]))
+def test_each_step_of_the_threshold_can_be_built_and_scores_rise(seed: int, name: str, round_to: int) -> None:
+    graph, scores = family(name), random_scores(family(name), seed)
+    solver = WidthSolver(graph, Constraints(round_to=round_to), scores=scores)
+    path = GlobalThreshold(graph, scores, solver)
+    places = np.unique(np.linspace(0, path.steps, 12).astype(int))
+    widths = [path.wish(step) for step in places]
+    assert all((solver.settle(one) == one).all() for one in widths)
+    assert all((later <= before).all() for before, later in itertools.pairwise(widths))
+    assert (widths[0] == graph.widths()).all()
+    assert (widths[-1] == solver.smallest()).all()
+    lost = [scores[~lowest_go(graph, scores, one.astype(int))].sum() for one in widths]
+    gone = [(graph.widths() - one).sum() for one in widths]
+    means = np.diff(lost) / np.diff(gone)
+    assert (np.diff(means) >= -1e-9).all()
+
+
+def test_without_ties_floors_and_multiples_it_is_the_papers_one_threshold() -> None:
+    graph = trace(build("Chain"), torch.zeros(1, 3, 8, 8))
+    scores = random_scores(graph, 3)
+    limits = Constraints(min_channels=1, max_fraction=0.97, round_to=1)
+    path = GlobalThreshold(graph, scores, WidthSolver(graph, limits, scores=scores))
+    free = np.concatenate([graph.groups[index].channels for index in graph.free_groups()])
+    for step in range(path.steps + 1):
+        kept = lowest_go(graph, scores, path.wish(step).astype(int))
+        lowest = np.sort(scores[free])[:step]
+        if min(path.wish(step)[graph.free_groups()]) > 1:  # of each, one stays
+            assert set(scores[~kept]) == set(lowest)
 
 
 def test_uniform_takes_the_same_fraction_everywhere() -> None:

@@ -13,7 +13,8 @@ from yolo_prune.allocation.constraints import Constraints, WidthSolver
 from yolo_prune.allocation.knapsack import Knapsack
 from yolo_prune.allocation.latency import LatencyModel
 from yolo_prune.allocation.layers import layer_ratios
-from yolo_prune.allocation.paths import DropCurve, EqualDrop, GlobalThreshold, Path, Ratios, Uniform
+from yolo_prune.allocation.paths import DropCurve, EqualDrop, Path, Ratios, Uniform
+from yolo_prune.allocation.threshold import GlobalThreshold
 from yolo_prune.channels import BoolArray, ChannelGraph, IntArray
 from yolo_prune.errors import ConfigError, InfeasibleTargetError
 from yolo_prune.importance import FloatArray
@@ -136,7 +137,7 @@ def allocate(graph: ChannelGraph, scores: FloatArray, budget: Budget | None, all
 
 
 PATHS: dict[str, Callable[[ChannelGraph, FloatArray, WidthSolver, Budget], Path]] = {
-    "global": lambda graph, scores, _solver, _budget: GlobalThreshold(graph, scores),
+    "global": lambda graph, scores, solver, _budget: GlobalThreshold(graph, scores, solver),
     "uniform": lambda graph, _scores, _solver, _budget: Uniform(graph),
     "knapsack": lambda graph, scores, solver, budget: Knapsack(graph, scores, solver, partial(budget.costs, graph)),
 }

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from yolo_prune.channels import ChannelGraph, IntArray
+from yolo_prune.channels import ChannelGraph
 from yolo_prune.errors import ConfigError
 from yolo_prune.importance import FloatArray
 
@@ -29,24 +29,6 @@ class Path(Protocol):
     def wish(self, step: int) -> FloatArray:
         """Return the wished width of every group at a step, shape (groups,)."""
         ...
-
-
-class GlobalThreshold:
-    """Step k removes the k channels with the lowest scores of the whole network (Network Slimming, section 3)."""
-
-    def __init__(self, graph: ChannelGraph, scores: FloatArray) -> None:
-        free = [(graph.groups[index].channels, index) for index in graph.free_groups()]
-        channels = np.concatenate([np.zeros(0, dtype=np.int64), *(channels for channels, _ in free)])
-        owners = np.repeat([index for _, index in free], [len(channels) for channels, _ in free]).astype(np.int64)
-        # Equal scores fall in order of the channel number, so that a plan is the same on every machine.
-        self._owners: IntArray = owners[np.lexsort((channels, scores[channels]))]
-        self._widths = graph.widths()
-        self.steps = len(self._owners)
-
-    def wish(self, step: int) -> FloatArray:
-        """Return the widths that are left of every group."""
-        removed = np.bincount(self._owners[:step], minlength=len(self._widths))
-        return (self._widths - removed).astype(np.float64)
 
 
 class Uniform:
