@@ -84,7 +84,7 @@ class Allocation:
     """How a budget is met.
 
     Attributes:
-        path: `global` ranks all channels of the network together; `uniform` takes the same fraction everywhere;
+        path: `global` ranks what can be built in the whole network by its mean score; `uniform` takes the same fraction everywhere;
             `knapsack` keeps the importance that the budget has room for.
         constraints: Floors and multiples.
         ratios: Instead of `path`: the fraction that goes, by pattern of layers; see `layers.layer_ratios`. Layers that
