@@ -84,8 +84,8 @@ class Allocation:
     """How a budget is met.
 
     Attributes:
-        path: `global` ranks what can be built in the whole network by its mean score; `uniform` takes the same fraction everywhere;
-            `knapsack` keeps the importance that the budget has room for.
+        path: `global` ranks what can be built in the whole network by its mean score; `uniform` takes the same fraction
+            everywhere; `knapsack` keeps the importance that the budget has room for.
         constraints: Floors and multiples.
         ratios: Instead of `path`: the fraction that goes, by pattern of layers; see `layers.layer_ratios`. Layers that
             none matches stay whole.
