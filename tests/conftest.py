@@ -99,7 +99,7 @@ def known_detector(tmp_path_factory):
 def slim_checkpoint(tmp_path_factory, dense_checkpoint):
     """`dense_checkpoint`, pruned to half its MACs."""
     out = tmp_path_factory.mktemp("slim") / "slim.pt"
-    config = PruneConfig(model=str(dense_checkpoint), out=str(out), target_macs=0.5, allocation="global")
+    config = PruneConfig(model=str(dense_checkpoint), out=str(out), target_macs=0.5)
     return prune(config).out
 
 

@@ -25,10 +25,12 @@ def main(checkpoint: str, image_file: str, folder: Path, *, export: bool) -> Non
     image = torch.load(image_file)
     yolo = YOLO(checkpoint)
     with torch.no_grad():
-        torch.save(yolo.model.eval()(image), folder / "raw.pth")
-    pixels = (image[0].permute(1, 2, 0) * 255).byte().numpy()
+        raw = yolo.model.eval()(image)
+    torch.save(raw, folder / "raw.pth")
+    best = float(raw[0][:, 4:].max())  # random weights score low: a threshold that something passes, whatever was cut
+    pixels = (image[0].flip(0).permute(1, 2, 0) * 255).byte().numpy()  # the host takes BGR
     torch.save(
-        yolo.predict(pixels, imgsz=image.shape[-1], conf=0.01, verbose=False)[0].boxes.data, folder / "boxes.pth"
+        yolo.predict(pixels, imgsz=image.shape[-1], conf=best / 2, verbose=False)[0].boxes.data, folder / "boxes.pth"
     )
     if export:
         YOLO(checkpoint).export(format="onnx", imgsz=image.shape[-1])

@@ -80,8 +80,10 @@ class TestInStockUltralytics:
 
     def test_predicts(self, folder):
         boxes = torch.load(folder / "boxes.pth")
+        decoded, _ = torch.load(folder / "raw.pth")
         assert len(boxes) > 0
         assert boxes.isfinite().all()
+        assert float(boxes[:, 4].max()) == pytest.approx(float(decoded[:, 4:].max()), rel=0.05)  # of 8-bit pixels
 
     def test_export_keeps_the_slim_widths(self, exported, sliced, dense_checkpoint):
         tensors = {tensor.name: list(tensor.dims) for tensor in onnx.load(exported / "slim.onnx").graph.initializer}
