@@ -50,7 +50,8 @@ class TestScorer:
     def test_images_are_held_out(self, dense_checkpoint, images):
         scorer = Scorer(read_checkpoint(dense_checkpoint).model, images, held_out=0.25, seed=0)
         assert scorer.counts == (12, 4)
-        scored, used = (set(loader.dataset.im_files) for loader in (scorer._scoring, scorer._recalibration))
+        loaders = scorer._scoring, scorer._recalibration
+        scored, used = ({file for batch in loader for file in batch["im_file"]} for loader in loaders)
         assert not scored & used
         assert len(scored | used) == 16
         assert {Path(file).parent.name for file in scored} == {"train"}

@@ -1,9 +1,9 @@
-"""What training batches tell of a network's channels: the host's images, labels and loss, without its augmentation."""
+"""What training images tell of a network: of its channels by the loss, of its norms by what flows through them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, TQDM
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.errors import CheckpointError, DataError
 from yolo_prune.hosts.refusals import host_errors_as
+from yolo_prune.hosts.ultralytics.augmentation import AUGMENTATION, AugmentedImages
 from yolo_prune.hosts.ultralytics.checkpoints import DEPLOYED_TASKS, task_of
 from yolo_prune.hosts.ultralytics.evaluation import read_data, require_kpt_shape, require_split
 from yolo_prune.hosts.ultralytics.networks import bare_copy
@@ -32,7 +33,7 @@ GAINS = ("box", "cls", "dfl", "pose", "kobj", "rle", "angle")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingImages:
-    """Training images without augmentation, letterboxed, in random but repeatable order.
+    """Training images as the model was trained on them: augmented, in random order, but the same ones every time.
 
     Attributes:
         data: Data yaml.
@@ -85,7 +86,7 @@ def collect_evidence(
     """
     copy = bare_copy(model).to(images.device)
     batches = training_batches(copy, images)
-    copy.args = get_cfg(overrides={**gains_of(model), "task": task_of(copy), "imgsz": images.imgsz_px})
+    copy.args = get_cfg(overrides={**trained_with(model, GAINS), "task": task_of(copy), "imgsz": images.imgsz_px})
     copy.criterion = None
     copy.train()
     for module in copy.modules():
@@ -112,11 +113,11 @@ def scored_on(model: nn.Module, graph: ChannelGraph, criterion: Criterion, image
     return score_channels(graph, evidence, criterion)
 
 
-def gains_of(model: Any) -> dict[str, Any]:
-    """Return the weights of the parts of the loss that a model was, or is, trained with; none where it does not say."""
+def trained_with(model: Any, keys: Iterable[str]) -> dict[str, Any]:
+    """Return the training settings that a model was, or is, trained with; none where it does not say."""
     arguments = getattr(model, "args", None) or {}
     known = arguments if isinstance(arguments, Mapping) else vars(arguments)
-    return {key: known[key] for key in GAINS if key in DEFAULT_CFG_DICT and known.get(key) is not None}
+    return {key: known[key] for key in keys if key in DEFAULT_CFG_DICT and known.get(key) is not None}
 
 
 def recalibrate_on(model: nn.Module, images: TrainingImages) -> int:
@@ -135,14 +136,18 @@ def recalibrate_on(model: nn.Module, images: TrainingImages) -> int:
 
 
 def training_batches(model: Any, images: TrainingImages) -> Iterator[dict[str, Any]]:
-    """Return batches as the host's loss wants them, with a progress bar.
+    """Return augmented batches as the host's loss wants them, with a progress bar.
 
     Raises:
         DataError: The yaml or its training split is missing, or does not fit the model.
         CheckpointError: A task that is pruned only.
     """
-    dataset = training_dataset(model, images)
-    loader = DataLoader(  # the host's own would look at other images in each of several processes
+    return first_batches(shuffled(augmented_images(model, images), images), images)
+
+
+def shuffled(dataset: Any, images: TrainingImages) -> DataLoader[Any]:
+    """Return a loader that makes the same batches in any number of processes, which the host's own does not."""
+    return DataLoader(
         dataset,
         batch_size=images.batch,
         shuffle=True,
@@ -150,11 +155,26 @@ def training_batches(model: Any, images: TrainingImages) -> Iterator[dict[str, A
         num_workers=images.workers,
         collate_fn=dataset.collate_fn,
     )
-    return first_batches(loader, images)
 
 
-def training_dataset(model: Any, images: TrainingImages) -> Any:
-    """Return the host's dataset of training images as it validates: letterboxed, without augmentation.
+def augmented_images(model: Any, images: TrainingImages, indices: Sequence[int] | None = None) -> AugmentedImages:
+    """Return training images as the model was trained on them; as the host augments by default if it does not say.
+
+    Args:
+        model: Says how.
+        images: Which dataset, and how large.
+        indices: Which of its images; all by default.
+
+    Raises:
+        DataError: The yaml or its training split is missing, or does not fit the model.
+        CheckpointError: A task that is pruned only.
+    """
+    dataset = training_dataset(model, images, augmented=True)
+    return AugmentedImages(dataset, range(len(dataset)) if indices is None else indices)
+
+
+def training_dataset(model: Any, images: TrainingImages, *, augmented: bool = False) -> Any:
+    """Return the host's dataset of training images: letterboxed as it validates, or augmented as the model was trained.
 
     Raises:
         DataError: The yaml or its training split is missing, or does not fit the model.
@@ -183,9 +203,10 @@ def training_dataset(model: Any, images: TrainingImages) -> Any:
                 expected=f"{model.model[-1].nc}, as the model was trained for",
             )
         single = images.description is not None and description["nc"] == 1  # the trainer may have made one of many
-        settings = get_cfg(overrides={"task": task_of(model), "imgsz": images.imgsz_px, "single_cls": single})
-        stride = max(int(model.stride.max()), 32)
-        return build_yolo_dataset(settings, description["train"], images.batch, description, mode="val", stride=stride)
+        overrides = {"task": task_of(model), "imgsz": images.imgsz_px, "single_cls": single}
+        settings = get_cfg(overrides={**trained_with(model, AUGMENTATION if augmented else ()), **overrides})
+        mode, stride = "train" if augmented else "val", max(int(model.stride.max()), 32)
+        return build_yolo_dataset(settings, description["train"], images.batch, description, mode=mode, stride=stride)
 
 
 def first_batches(loader: Any, images: TrainingImages) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,13 @@ from ultralytics.models.yolo.segment import SegmentationValidator
 
 from yolo_prune.errors import DataError
 from yolo_prune.hosts.ultralytics.checkpoints import task_of
-from yolo_prune.hosts.ultralytics.collection import TrainingImages, first_batches, training_dataset
+from yolo_prune.hosts.ultralytics.collection import (
+    TrainingImages,
+    augmented_images,
+    first_batches,
+    shuffled,
+    training_dataset,
+)
 from yolo_prune.hosts.ultralytics.networks import bare_copy
 from yolo_prune.search import recalibrate
 
@@ -63,8 +69,13 @@ class Scorer:
                 remedy="another held_out, or more data",
             )
         self.counts = (len(dataset) - scored, scored)
-        self._recalibration = self._loader(dataset, order[scored:], shuffle=True)
-        self._scoring = self._loader(dataset, order[:scored], shuffle=False)
+        self._recalibration = shuffled(augmented_images(model, images, order[scored:]), images)
+        self._scoring = DataLoader(
+            Part(dataset, order[:scored]),
+            batch_size=images.batch,
+            num_workers=images.workers,
+            collate_fn=dataset.collate_fn,
+        )
 
     def score(self, slim: nn.Module, *, recalibrated: bool = True) -> float:
         """Return the mAP50-95 of a slim model, 0 to 1; the mean of boxes and masks, or of boxes and poses.
@@ -89,16 +100,6 @@ class Scorer:
             validator(model=candidate)
         kinds = [getattr(validator.metrics, name, None) for name in ("box", "seg", "pose")]
         return float(np.mean([kind.map for kind in kinds if kind is not None]))
-
-    def _loader(self, dataset: Any, indices: list[int], *, shuffle: bool) -> Any:
-        return DataLoader(
-            Part(dataset, indices),
-            batch_size=self._images.batch,
-            shuffle=shuffle,
-            generator=torch.Generator(),
-            num_workers=self._images.workers,
-            collate_fn=dataset.collate_fn,
-        )
 
 
 class Part(Subset[Any]):

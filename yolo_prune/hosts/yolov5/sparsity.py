@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import new_file
+from yolo_prune.hosts.randomness import seeded
 from yolo_prune.hosts.yolov5.surgery import trace_model
 from yolo_prune.methods.slimming.course import SETTLING, PenaltyCourse, sparsity_record
 from yolo_prune.methods.slimming.penalty import penalised_channels
@@ -114,7 +115,7 @@ class SparsityRun:
         """
         device = next(average.parameters()).device
         images = (images.to(device).float() / 255 for images, *_ in itertools.islice(batches, SETTLING))
-        with contextlib.suppress(ConfigError):  # weights that are not finite: train.py's own affair
+        with seeded(0), contextlib.suppress(ConfigError):  # weights that are not finite: train.py's own affair
             recalibrate(average, images, lambda network, batch: network(batch))
 
     def carry_zeros(self, average: nn.Module) -> None:

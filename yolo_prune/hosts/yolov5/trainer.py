@@ -27,11 +27,10 @@ from yolo_prune.hosts.yolov5.sparsity import SparsityRun, sparsity_in
 from yolo_prune.methods.slimming.course import PICTURE, forget_record, sparsity_record
 from yolo_prune.methods.slimming.strength import Sparsity
 
-PLAIN = {
-    "hyp": None, "augment": False, "cache": None, "rect": False, "rank": -1, "workers": 0, "image_weights": False,
-    "quad": False, "shuffle": True,
+BESIDE = {
+    "cache": None, "rect": False, "rank": -1, "workers": 0, "image_weights": False, "quad": False, "shuffle": True,
 }  # fmt: skip
-"""Flags of train.py's loader of training images, as they are: neither augmented nor in the order of their names."""
+"""Flags of train.py's loader of training images for a second one, which runs between epochs; it augments alike."""
 
 Draw: TypeAlias = Callable[[dict[str, Any], Path], None]
 
@@ -90,7 +89,7 @@ class _Training:
         self._run: SparsityRun | None = None
         self._models: list[Any] = []
         self._averaged: nn.Module | None = None
-        self._calm: Callable[[], Iterable[Any]] = tuple
+        self._beside: Callable[[], Iterable[Any]] = tuple
 
     def __call__(self, hyp: Any, opt: Any, device: Any, callbacks: Any) -> Any:
         """Train as train.py does."""
@@ -150,8 +149,8 @@ class _Training:
         """Make a loader as train.py does, and count its batches."""
         loader, dataset = self._loader(path, imgsz, batch_size, *args, **kwargs)
         if self._run and self._run.count_batches(loader, batch_size):
-            plain = {**kwargs, **PLAIN}
-            self._calm = lambda: self._loader(path, imgsz, min(batch_size, 16), *args, **plain)[0]
+            flags = {**kwargs, **BESIDE}
+            self._beside = lambda: self._loader(path, imgsz, min(batch_size, 16), *args, **flags)[0]
         return loader, dataset
 
     def averages_in(self, average: nn.Module) -> None:
@@ -163,7 +162,7 @@ class _Training:
         """Measure the average's norms anew before it is validated and saved; write down what the epoch did."""
         assert self._run is not None
         if self._averaged is not None:
-            self._run.settle(self._averaged, self._calm())
+            self._run.settle(self._averaged, self._beside())
         self._run.epoch_ends()
 
     def watch(self, model: nn.Module) -> None:
